@@ -1,0 +1,1 @@
+"""Corpora: located, verified, tokenised, batched."""

@@ -1,0 +1,1 @@
+"""Recurrent layers whose linear maps can be captured: drop-ins for `torch.nn`."""

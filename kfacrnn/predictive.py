@@ -1,0 +1,94 @@
+"""Predictive distributions: what a model says about its targets, with the mask and the lengths that go with it.
+
+The Fisher is the covariance of the log-loss gradient under the model's *own* predictions (section 2.2), so K-FAC needs
+to sample targets and to score them. Leading axes are `[T, B]`, time first.
+
+    mask     [T, B] bool, True where a target is predicted (default: everywhere)
+    lengths  [B] int, time-steps of each sequence; what lies behind is padding (default: T for all)
+
+The two differ: an unmasked step inside a sequence still exists for the recurrent maps, padding does not.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Distribution(Protocol):
+    logits: Tensor
+    mask: Tensor | None
+    lengths: Tensor | None
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor: ...
+
+    def log_loss(self, targets: Tensor) -> Tensor:
+        """Negative log-likelihood in nats, summed over steps (and over independent outputs): `[B]`."""
+
+    def output_variance(self) -> Tensor:
+        """E[g²] of the gradient g with respect to the logits, exactly, zero where masked: `[T, B, out]`."""
+
+
+class _Predictive:
+    def __init__(self, logits: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None):
+        if logits.dim() != 3:
+            raise ValueError(f"logits must be [T, B, outputs], got {list(logits.shape)}")
+        steps, cases = logits.shape[:2]
+        if mask is not None and mask.shape != (steps, cases):
+            raise ValueError(f"mask must be [T, B] = [{steps}, {cases}], got {list(mask.shape)}")
+        if lengths is not None:
+            if lengths.shape != (cases,):
+                raise ValueError(f"lengths must be [B] = [{cases}], got {list(lengths.shape)}")
+            inside = torch.arange(steps, device=logits.device)[:, None] < lengths.to(logits.device)
+            mask = inside if mask is None else mask & inside
+        self.logits = logits
+        self.mask = mask
+        self.lengths = lengths
+
+    def _masked(self, values: Tensor) -> Tensor:
+        if self.mask is None:
+            return values
+        mask = self.mask.reshape(self.mask.shape + (1,) * (values.dim() - 2))
+        return values.masked_fill(~mask, 0)
+
+
+class Categorical(_Predictive):
+    """One of `V` classes at every step: `logits` `[T, B, V]`, targets `[T, B]`."""
+
+    @torch.no_grad()
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        # Gumbel-max: argmax(logits − log(−log U)) = argmax(logits − log E) with E exponential.
+        noise = torch.empty_like(self.logits, dtype=torch.float32).exponential_(generator=generator)
+        return noise.log_().neg_().add_(self.logits).argmax(-1)
+
+    def log_loss(self, targets: Tensor) -> Tensor:
+        losses = F.cross_entropy(self.logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+        return self._masked(losses.view(targets.shape)).sum(0)
+
+    @torch.no_grad()
+    def output_variance(self) -> Tensor:
+        p = self.logits.float().softmax(-1)
+        return self._masked(p * (1 - p))
+
+
+class Bernoulli(_Predictive):
+    """Independent bits at every step: `logits` and targets `[T, B, bits]`."""
+
+    @torch.no_grad()
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        p = self.logits.float().sigmoid()
+        return (torch.rand(p.shape, generator=generator, device=p.device) < p).to(p.dtype)
+
+    def log_loss(self, targets: Tensor) -> Tensor:
+        losses = F.binary_cross_entropy_with_logits(self.logits.float(), targets.float(), reduction="none")
+        return self._masked(losses).sum((0, 2))
+
+    @torch.no_grad()
+    def output_variance(self) -> Tensor:
+        p = self.logits.float().sigmoid()
+        return self._masked(p * (1 - p))
+
+
