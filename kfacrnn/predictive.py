@@ -32,6 +32,10 @@ class Distribution(Protocol):
         """E[g²] of the gradient g with respect to the logits, exactly, zero where masked: `[T, B, out]`."""
 
 
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 class _Predictive:
     def __init__(self, logits: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None):
         if logits.dim() != 3:
@@ -61,16 +65,17 @@ class Categorical(_Predictive):
     @torch.no_grad()
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         # Gumbel-max: argmax(logits − log(−log U)) = argmax(logits − log E) with E exponential.
-        noise = torch.empty_like(self.logits, dtype=torch.float32).exponential_(generator=generator)
-        return noise.log_().neg_().add_(self.logits).argmax(-1)
+        logits = _at_least_float32(self.logits)
+        noise = torch.empty_like(logits).exponential_(generator=generator)
+        return (logits - noise.log_()).argmax(-1)
 
     def log_loss(self, targets: Tensor) -> Tensor:
-        losses = F.cross_entropy(self.logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+        losses = F.cross_entropy(_at_least_float32(self.logits).flatten(0, 1), targets.flatten(), reduction="none")
         return self._masked(losses.view(targets.shape)).sum(0)
 
     @torch.no_grad()
     def output_variance(self) -> Tensor:
-        p = self.logits.float().softmax(-1)
+        p = _at_least_float32(self.logits).softmax(-1)
         return self._masked(p * (1 - p))
 
 
@@ -79,16 +84,15 @@ class Bernoulli(_Predictive):
 
     @torch.no_grad()
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        p = self.logits.float().sigmoid()
+        p = _at_least_float32(self.logits).sigmoid()
         return (torch.rand(p.shape, generator=generator, device=p.device) < p).to(p.dtype)
 
     def log_loss(self, targets: Tensor) -> Tensor:
-        losses = F.binary_cross_entropy_with_logits(self.logits.float(), targets.float(), reduction="none")
+        logits = _at_least_float32(self.logits)
+        losses = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
         return self._masked(losses).sum((0, 2))
 
     @torch.no_grad()
     def output_variance(self) -> Tensor:
-        p = self.logits.float().sigmoid()
+        p = _at_least_float32(self.logits).sigmoid()
         return self._masked(p * (1 - p))
-
-
