@@ -1,0 +1,56 @@
+"""Typed, range-checked settings: the dataclass says what a value may be, the YAML file says what it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+
+def setting(
+    doc: str,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    choices: Sequence[Any] | None = None,
+) -> Any:
+    """A dataclass field without a default, with its meaning and its range. `None` in an optional field passes."""
+    limits = {"above": above, "at_least": at_least, "below": below, "at_most": at_most, "choices": choices}
+    return dataclasses.field(metadata={"doc": doc, **limits})
+
+
+def problems(config: Any, prefix: str = "") -> Iterator[str]:
+    """One line for every value out of its range, nested dataclasses included: key, value, what is allowed."""
+    for field in dataclasses.fields(config):
+        value, key = getattr(config, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from problems(value, f"{key}.")
+        elif field.metadata and value is not None:
+            wrong = _range_problem(value, field.metadata)
+            if wrong:
+                yield f"{key}={value}: {wrong} ({field.metadata['doc']})"
+    if hasattr(config, "check"):  # what no single range can say; yields lines that begin with a key
+        yield from (f"{prefix}{problem}" for problem in config.check())
+
+
+def _range_problem(value: Any, limits: Any) -> str | None:
+    if limits["choices"] is not None:
+        return None if value in limits["choices"] else "must be one of " + ", ".join(map(str, limits["choices"]))
+    numeric = [limits[name] for name in ("above", "at_least", "below", "at_most")]
+    if all(limit is None for limit in numeric):
+        return None
+    if not math.isfinite(value):
+        return "must be finite"
+    above, at_least, below, at_most = numeric
+    if above is not None and not value > above:
+        return f"must be above {above:g}"
+    if at_least is not None and not value >= at_least:
+        return f"must be at least {at_least:g}"
+    if below is not None and not value < below:
+        return f"must be below {below:g}"
+    if at_most is not None and not value <= at_most:
+        return f"must be at most {at_most:g}"
+    return None
