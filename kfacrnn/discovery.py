@@ -1,0 +1,51 @@
+"""Finding what there is by looking: a module in a package and a YAML file of the same name, no registry."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from kfacrnn.errors import UserError
+
+
+def resource(folder: str) -> Path:
+    """`configs` or `experiments`: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / folder
+    return installed if installed.is_dir() else package.parent / folder
+
+
+def modules(package: str) -> list[str]:
+    """Public modules of `kfacrnn.<package>`, by name, without importing them."""
+    folder = Path(__file__).resolve().parent / package
+    return sorted(m.name for m in pkgutil.iter_modules([str(folder)]) if not m.name.startswith("_"))
+
+
+def load(package: str, name: str) -> ModuleType:
+    if name not in modules(package):
+        raise UserError(unknown(f"module in kfacrnn/{package}", name, modules(package)))
+    return importlib.import_module(f"kfacrnn.{package}.{name}")
+
+
+def yaml_names(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def summary(path: Path) -> str:
+    """What a YAML file says of itself: its first comment line."""
+    first = path.read_text().split("\n", 1)[0]
+    return first.lstrip("# ").strip() if first.startswith("#") else ""
+
+
+def unknown(what: str, name: str, valid: Iterable[Any]) -> str:
+    """`no such optimizer 'adamm'; did you mean 'adam'? (there are: adam, sgd)`."""
+    names = [str(v) for v in valid]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    there_are = f" (there are: {', '.join(names)})" if len(names) <= 12 else ""
+    return f"no such {what}: '{name}'{hint}{there_are}"

@@ -1,0 +1,28 @@
+"""Optimisers: every module here that does not begin with an underscore is one and is found by its name. It defines
+`Config`, a dataclass of settings with a `schedule`, and `build(model, config, task=…, seed=…)`.
+
+An optimiser that needs curvature has `statistics_due`, `statistics_cases(cases)` and `update_statistics(forward)`; the
+training loop asks for them by name and nothing else distinguishes it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from kfacrnn.tasks import Task
+
+
+class Builder(Protocol):
+    def __call__(self, model: nn.Module, config: Any, *, task: Task, seed: int) -> Optimizer: ...
+
+
+def clip_gradients(optimizer: Optimizer, max_norm: float | None) -> Optimizer:
+    """Scales the gradients down to a global norm of at most `max_norm` before every step; None: never."""
+    if max_norm is not None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer.register_step_pre_hook(lambda *_: clip_grad_norm_(parameters, max_norm) and None)
+    return optimizer
