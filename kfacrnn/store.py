@@ -78,7 +78,9 @@ class RunFolder:
         except OSError as error:
             if isinstance(error, Timeout):
                 raise UserError(f"run {self.run_id} is being written by process {self.status().get('pid')}") from error
-            raise UserError(f"cannot write results={self.path}: {error.strerror}; choose another with results=DIR") from error
+            raise UserError(
+                f"cannot write results={self.path}: {error.strerror}; choose another with results=DIR"
+            ) from error
         try:
             for leftover in self.path.glob("*.tmp"):
                 leftover.unlink()
@@ -176,13 +178,15 @@ class RunFolder:
                 return torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
         return None
 
-    def finish(self, model_state: dict[str, Any]) -> None:
-        """Keeps the final parameters and drops what was only needed to continue."""
+    def save_model(self, parameters: dict[str, Any]) -> None:
         import torch
 
         buffer = io.BytesIO()
-        torch.save(model_state, buffer)
+        torch.save(parameters, buffer)
         write_atomic(self.path / "model.pt", buffer.getvalue())
+
+    def drop_checkpoints(self) -> None:
+        """After the end: what was only needed to continue."""
         for name in ("checkpoint.pt", "checkpoint.old.pt"):
             (self.path / name).unlink(missing_ok=True)
 

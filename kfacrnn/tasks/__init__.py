@@ -26,6 +26,7 @@ class Task(Protocol):
     chance: float  # metric of a model that knows nothing
     loss_scale: float  # N = loss summed over a case's steps / training loss
     updates_per_epoch: int | None  # None: fresh data at every update
+    checksums: dict[str, str]  # SHA-256 of the files read; empty for generated data
 
     def build_model(self) -> nn.Module:
         """A new model on the task's device. The caller has seeded torch: same seed, same weights."""

@@ -1,0 +1,7 @@
+"""`python -m kfacrnn`."""
+
+import sys
+
+from kfacrnn.cli import main
+
+sys.exit(main())

@@ -1,0 +1,160 @@
+"""The command line: argument parsing only. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from kfacrnn import __version__
+from kfacrnn.errors import UserError
+
+EXTRAS = {
+    "experiments": {"hydra", "omegaconf", "pandas", "matplotlib", "scipy", "rich", "filelock", "pooch"},
+    "wandb": {"wandb"},
+    "torchtext": {"torchtext"},
+}
+
+TRAIN_EXAMPLES = """\
+examples:
+  kfacrnn train                                       the default: a few seconds of repeated copy
+  kfacrnn train task=ptb_char optimizer=sgd           the paper's character model on the Penn Treebank
+  kfacrnn train optimizer.lr=0.01 optimizer/schedule=cosine seed=1
+  kfacrnn train -m optimizer.lr=0.01,0.1 seed=0,1     a Hydra multirun; every point is checked before the first starts
+  kfacrnn train --cfg job                             the composed configuration
+
+The same command continues a run that was stopped, and returns at once for one that is done."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        print(f"kfacrnn: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        for extra, packages in EXTRAS.items():
+            if package in packages:
+                print(f"kfacrnn: this needs {package}: pip install 'kfacrnn[{extra}]'", file=sys.stderr)
+                return 2
+        raise
+    except BrokenPipeError:  # such as `kfacrnn list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["train"]:
+        return _train(arguments[1:])
+    options = _parser().parse_args(arguments)
+    if "run" not in options:
+        _parser().print_help()
+        return 0
+    return options.run(options) or 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kfacrnn", description="K-FAC for recurrent networks: train, compare, draw the paper's figures."
+    )
+    parser.add_argument("--version", action="version", version=f"kfacrnn {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name: str, run: Any, help: str, example: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help, epilog=f"example: kfacrnn {example}")
+        sub.set_defaults(run=run)
+        return sub
+
+    command("train", None, "train one run, or continue it", "train task=ptb_char optimizer=adam")
+
+    sweep = command("sweep", _sweep, "train every run of an experiment", "sweep smoke --jobs 2")
+    sweep.add_argument("experiment", help="a name from experiments/, such as smoke; a bare 2 means figure2")
+    sweep.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1)")
+    sweep.add_argument("--dry-run", action="store_true", help="check every run and say what would be done")
+    sweep.add_argument("--only", action="append", default=[], metavar="METHOD", help="these methods only")
+    sweep.add_argument("--retry-failed", action="store_true", help="run failed runs again")
+
+    status = command("status", _status, "how far an experiment is", "status smoke")
+    status.add_argument("experiment")
+
+    figure = command("figure", _figure, "draw an experiment's figure", "figure smoke --from csv")
+    figure.add_argument("experiment")
+    figure.add_argument("--from", dest="source", default="results", help="results (default) or csv")
+    figure.add_argument("--out", metavar="DIR", help="where to write (default RESULTS/figures)")
+
+    for sub in (sweep, status, figure):
+        sub.add_argument("--results", default="results", metavar="DIR", help="the result store (default results)")
+        if sub is not figure:
+            sub.add_argument("overrides", nargs="*", help="Hydra overrides for every run, such as budget.updates=50")
+
+    listing = command("list", _list, "what there is: tasks, optimisers, experiments, runs", "list runs")
+    listing.add_argument("kind", nargs="?", help="tasks, optimizers, budgets, trackers, experiments or runs")
+    listing.add_argument("--results", default="results", metavar="DIR", help="the result store (default results)")
+
+    data = command("data", _data, "check or fetch the Penn Treebank", "data check")
+    data.add_argument("action", choices=["check", "prepare"])
+    data.add_argument("--root", metavar="DIR", help="folder of ptb.{train,valid,test}.txt (default KFACRNN_DATA)")
+    return parser
+
+
+def _train(arguments: list[str]) -> int:
+    if set(arguments) & {"-h", "--help"}:
+        print(f"usage: kfacrnn train [KEY=VALUE ...] [-m] [--cfg job]\n\n{TRAIN_EXAMPLES}")
+        return 0
+    from kfacrnn import launch
+
+    return launch.run(arguments, command="kfacrnn train " + shlex.join(arguments))
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from kfacrnn import sweep
+
+    return sweep.sweep(
+        options.experiment,
+        results=options.results,
+        overrides=options.overrides,
+        jobs=options.jobs,
+        dry_run=options.dry_run,
+        only=options.only,
+        retry_failed=options.retry_failed,
+    )
+
+
+def _status(options: argparse.Namespace) -> int:
+    from kfacrnn import sweep
+
+    return sweep.status(options.experiment, results=options.results, overrides=options.overrides)
+
+
+def _figure(options: argparse.Namespace) -> int:
+    from kfacrnn import figures
+
+    for path in figures.figure(options.experiment, results=options.results, source=options.source, out=options.out):
+        print(path)
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from kfacrnn import listing
+
+    listing.show(options.kind, results=options.results)
+    return 0
+
+
+def _data(options: argparse.Namespace) -> int:
+    from kfacrnn.data import ptb
+
+    for line in getattr(ptb, options.action)(options.root):
+        print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,285 @@
+"""One training run, from nothing or from where it stopped, to `done`, `diverged` or `interrupted`.
+
+Everything that decides the next update lives in `Session` and goes through a checkpoint, so that a run that was killed
+at any moment and started again ends bit for bit where an undisturbed one ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim.lr_scheduler import LambdaLR
+
+from kfacrnn import discovery, provenance
+from kfacrnn.clock import Ledger
+from kfacrnn.config import Run
+from kfacrnn.errors import UserError
+from kfacrnn.progress import Progress
+from kfacrnn.store import FINISHED, SCHEMA_VERSION, RunFolder, Store, write_atomic, write_json
+from kfacrnn.track import Mirror, open_mirror
+
+HEARTBEAT = 10.0  # seconds
+
+
+def train(run: Run, command: str) -> RunFolder:
+    """Trains until the budget is spent; returns at once if that has been done before. See the folder for how it ended."""
+    folder = Store(run.results).folder(run)
+    with folder.writing():
+        if folder.status().get("state") not in FINISHED:
+            session = Session(run)
+            session.begin(folder, command)
+            try:
+                _loop(session, folder)
+            except Exception as error:
+                reason = str(error) or type(error).__name__
+                folder.set_status("failed", update=session.update, updates=run.budget.updates, reason=reason)
+                raise
+    return folder
+
+
+class Session:
+    """The living parts of a run: model, optimiser, schedule, data, clock, and the losses not yet written down."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.update = 0
+        self.tokens = 0
+        self.device = _device(run.device)
+        torch.set_num_threads(run.threads)
+        synchronise = torch.cuda.synchronize if self.device.type == "cuda" else lambda: None
+        self.ledger = Ledger(synchronise)
+        build_task = discovery.load("tasks", run.task.name).build
+        build_optimizer = discovery.load("optimizers", run.optimizer.name).build
+        self.task = build_task(run.task, seed=run.seed, device=self.device, data=run.data)
+        torch.manual_seed(run.seed)
+        self.model = self.task.build_model()
+        self.optimizer = build_optimizer(self.model, run.optimizer, task=self.task, seed=run.seed)
+        schedule, updates = run.optimizer.schedule, run.budget.updates
+        self.schedule = LambdaLR(self.optimizer, lambda update: schedule.factor(update, updates))
+        self.losses: list[Tensor] = []  # training losses since the last row, on the device
+        self.units: list[int] = []
+
+    def begin(self, folder: RunFolder, command: str) -> None:
+        """Continues from the newest whole checkpoint, or starts; writes configuration and provenance."""
+        from omegaconf import OmegaConf
+
+        checkpoint = folder.load_checkpoint()
+        if checkpoint is not None:
+            self.load_state_dict(checkpoint)
+        folder.truncate(self.update)
+        config = dataclasses.asdict(self.run)
+        write_atomic(folder.path / "config.yaml", OmegaConf.to_yaml(config).encode())
+        session = {
+            "start": provenance.now(),
+            "from_update": self.update,
+            "command": command,
+            **provenance.commit(),
+            "versions": provenance.versions(),
+            "hardware": provenance.hardware(self.run.device),
+            "threads": self.run.threads,
+            "jobs": int(os.environ.get("KFACRNN_JOBS", "1")),
+        }
+        meta = {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": self.run.run_id,
+            "task": {"unit": self.task.unit, "metric": self.task.metric, "chance": self.task.chance},
+            "data_checksums": self.task.checksums,
+            "sessions": [*folder.meta().get("sessions", []), session],
+        }
+        write_json(folder.path / "meta.json", meta)
+        folder.set_status("running", update=self.update, updates=self.run.budget.updates)
+
+    def step(self) -> Any:
+        """One update; returns the batch."""
+        batch = self.task.next_batch()
+        if getattr(self.optimizer, "statistics_due", False):
+            cases = self.optimizer.statistics_cases(batch.cases)
+            with self._autocast():
+                self.optimizer.update_statistics(lambda: self.task.predict(self.model, batch, cases))
+        self.optimizer.zero_grad()
+        with self._autocast():
+            loss = self.task.loss(self.model, batch)
+        loss.backward()
+        self.grad_norm = self._gradient_norm() if self._row_is_due(self.update + 1) else None
+        self.lr = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        self.schedule.step()
+        self.losses.append(loss.detach())
+        self.units.append(batch.units)
+        self.update += 1
+        self.tokens += batch.tokens
+        return batch
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.run.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def _gradient_norm(self) -> Tensor:
+        return get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+
+    def _evaluation_is_due(self, update: int) -> bool:
+        budget = self.run.budget
+        return bool(budget.eval_every) and (update % budget.eval_every == 0 or update == budget.updates)
+
+    def _row_is_due(self, update: int) -> bool:
+        budget = self.run.budget
+        return update % budget.log_every == 0 or update == budget.updates or self._evaluation_is_due(update)
+
+    def row(self) -> dict[str, Any] | None:
+        """The row of metrics.csv that is due after this update, if one is."""
+        if not self._row_is_due(self.update):
+            return None
+        task, seconds_before = self.task, self._seconds_at_last_row
+        with self.ledger("eval"):
+            evaluate = self._evaluation_is_due(self.update)
+            with torch.no_grad(), self._autocast():
+                valid = task.evaluate(self.model, "valid") if evaluate else None
+        units = torch.tensor(self.units, dtype=torch.float64)
+        nats = float((torch.stack(self.losses).double().cpu() * units).sum() / units.sum())
+        stats = self.optimizer.stats() if hasattr(self.optimizer, "stats") else {}
+        wall, seconds = self.ledger.total, self.ledger.wall["train"]
+        row = {
+            "update": self.update,
+            "epoch": self.update / task.updates_per_epoch if task.updates_per_epoch else None,
+            "tokens": self.tokens,
+            "time_train_s": seconds,
+            "time_eval_s": self.ledger.wall["eval"],
+            "time_wall_s": wall,
+            "cpu_s": self.ledger.cpu["train"],
+            "train/nats": nats,
+            "train/metric": task.to_metric(nats),
+            "valid/nats": valid,
+            "valid/metric": None if valid is None else task.to_metric(valid),
+            "lr": self.lr,
+            "grad_norm": None if self.grad_norm is None else float(self.grad_norm),
+            "updates_per_s": len(self.losses) / max(seconds - seconds_before, 1e-9),
+            "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            **stats,
+        }
+        self.losses, self.units, self._seconds_at_last_row = [], [], seconds
+        return row
+
+    _seconds_at_last_row = 0.0
+    grad_norm: Tensor | None = None
+    lr = 0.0
+
+    def first_bad_update(self) -> int | None:
+        """The first update since the last row whose loss was not finite."""
+        bad = (~torch.isfinite(torch.stack(self.losses))).nonzero()
+        return self.update - len(self.losses) + 1 + int(bad[0]) if len(bad) else None
+
+    def state_dict(self) -> dict[str, Any]:
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return {
+            "update": self.update,
+            "tokens": self.tokens,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "task": self.task.state_dict(),
+            "losses": [loss.item() for loss in self.losses],
+            "units": list(self.units),
+            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "ledger": self.ledger.state_dict(),
+            "seconds_at_last_row": self._seconds_at_last_row,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.update, self.tokens = state["update"], state["tokens"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.task.load_state_dict(state["task"])
+        self.losses = [torch.tensor(loss, device=self.device) for loss in state["losses"]]
+        self.units = list(state["units"])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if state["rng"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+        self.ledger.load_state_dict(state["ledger"])
+        self._seconds_at_last_row = state["seconds_at_last_row"]
+
+
+def _loop(session: Session, folder: RunFolder) -> None:
+    run, ledger = session.run, session.ledger
+    budget, title = run.budget, f"{run.task.name} {run.optimizer.name} {run.run_id}"
+    mirror = open_mirror(run, folder.path)
+    state, reason, note, beat = "done", "", "", time.monotonic()
+    with _signals() as received, Progress(title, budget.updates, session.update) as progress:
+        while session.update < budget.updates:
+            with ledger("train"):
+                session.step()
+            with ledger("log"):
+                bad = session.first_bad_update() if session._row_is_due(session.update) else None
+                if bad is not None:
+                    state, reason = "diverged", f"loss not finite at update {bad}"
+                    break
+                row = session.row()
+                if row is not None:
+                    folder.append(row)
+                    mirror.log(row)
+                    note = f"{row['train/metric']:.4g} {session.task.metric}"
+                progress.show(session.update, note)
+                if time.monotonic() - beat > HEARTBEAT:
+                    beat = time.monotonic()
+                    folder.set_status("running", update=session.update, updates=budget.updates)
+            if received or session.update % budget.checkpoint_every == 0:
+                with ledger("checkpoint"):
+                    folder.save_checkpoint(session.state_dict())
+            if received:
+                state, reason = "interrupted", f"by {signal.Signals(received[0]).name}"
+                break
+    _end(session, folder, mirror, state, reason)
+
+
+def _end(session: Session, folder: RunFolder, mirror: Mirror, state: str, reason: str) -> None:
+    if state in FINISHED:
+        folder.save_model(session.model.state_dict())
+    meta = folder.meta()
+    meta["sessions"][-1]["end"] = provenance.now()
+    meta["ledger"] = session.ledger.state_dict()
+    write_json(folder.path / "meta.json", meta)
+    folder.set_status(state, update=session.update, updates=session.run.budget.updates, reason=reason)
+    if state in FINISHED:
+        folder.drop_checkpoints()
+    mirror.finish(state)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device={name}: no such device; write cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={name}: torch finds no CUDA device here; write device=cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device={name}: not supported; write cpu, cuda or cuda:1")
+    return device
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects Ctrl-C and SIGTERM, so that the loop can stop between two updates; a second one stops at once."""
+    received: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
