@@ -123,9 +123,7 @@ def typed(config: DictConfig) -> Run:
         elif key in SCHEMAS:
             values[key] = _checked(SCHEMAS[key], config, key)
     scalars = [f for f in dataclasses.fields(Run) if f.name not in values]
-    root = dataclasses.make_dataclass(
-        "Root", [(f.name, f.type, dataclasses.field(metadata=f.metadata)) for f in scalars]
-    )
+    root = dataclasses.make_dataclass("Root", [(f.name, f.type) for f in scalars])
     values |= dataclasses.asdict(_checked(root, config, ""))
     run = Run(**values)
     for problem in settings.problems(run):
@@ -177,9 +175,7 @@ def _keys(overrides: Sequence[str]) -> list[str]:
     from hydra import compose as hydra_compose
     from omegaconf import OmegaConf
 
-    groups = [
-        o for o in overrides if "." not in o.split("=", 1)[0] and o.split("=", 1)[0] in ("task", "optimizer", "budget")
-    ]
+    groups = [o for o in overrides if o.split("=", 1)[0] in ("task", "optimizer", "budget", "tracker")]
     plain = OmegaConf.to_container(hydra_compose("config", overrides=groups))
     keys: list[str] = []
 

@@ -32,7 +32,7 @@ HEARTBEAT = 10.0  # seconds
 
 
 def train(run: Run, command: str) -> RunFolder:
-    """Trains until the budget is spent; returns at once if that has been done before. See the folder for how it ended."""
+    """Trains until the budget is spent; returns at once if that has been done before. The folder says how it ended."""
     folder = Store(run.results).folder(run)
     with folder.writing():
         if folder.status().get("state") not in FINISHED:

@@ -1,11 +1,12 @@
 """How the inputs `a_t` and the pre-activation gradients `g_t` of every linear map leave a model.
 
 A layer that can be captured says which linear maps it holds (`maps()`) and, while its `tape` is set, records one
-`Tap` per map and forward pass. `torch.nn.Linear`, `Embedding` and `LayerNorm` are covered by forward hooks. This module knows
-nothing of Fisher blocks or of how the numbers are used.
+`Tap` per map and forward pass. `torch.nn.Linear`, `Embedding` and `LayerNorm` are covered by forward hooks. This
+module knows nothing of Fisher blocks or of how the numbers are used.
 
     symbol  shape          meaning
-    a_t     [T, B, in]     input of the map at step t, without the homogeneous coordinate; [T, B] token ids of an embedding
+    a_t     [T, B, in]     input of the map at step t, without the homogeneous coordinate;
+            [T, B]         token ids, for an embedding
     s_t     [T, B, out]    pre-activation s_t = W a_t + b
     g_t     [T, B, out]    gradient of a case's log-loss, summed over its steps, with respect to s_t
 """
@@ -23,9 +24,9 @@ from torch.nn import Parameter
 class LinearMap:
     """One affine map `s_t = W a_t + b` that a layer applies at every step.
 
-    `weights` are `[out, in_i]` and stand side by side along the input, W = [W_1 | W_2 | …]; every one of `biases` `[out]`
-    is added to s_t (an LSTM has two). `splits` names consecutive row ranges of W, e.g. the four gates `{"i": H, …}`:
-    each is a Fisher block of its own and all share the same inputs.
+    `weights` are `[out, in_i]` and stand side by side along the input, W = [W_1 | W_2 | …]; every one of `biases`,
+    `[out]`, is added to s_t (an LSTM has two). `splits` names consecutive row ranges of W, e.g. the four gates
+    `{"i": H, …}`: each is a Fisher block of its own and all share the same inputs.
     """
 
     name: str
