@@ -56,19 +56,25 @@ class Tracker:
 
 
 @dataclass
-class Run:
-    """One training run, completely. `task` and `optimizer` are the `Config` dataclasses of their modules."""
+class Basics:
+    """The settings that belong to no group."""
 
-    task: Any = setting("what to train")
-    optimizer: Any = setting("how to train it")
-    budget: Budget = setting("how long")
-    tracker: Tracker = setting("who else is told")
-    data: Data = setting("where the data are")
     seed: int = setting("seeds weights, data and sampling", at_least=0, at_most=2**31 - 1)
     precision: str = setting("arithmetic of forward and backward passes", choices=["fp32", "bf16"])
     threads: int = setting("threads of one run", at_least=1, at_most=1024)
     device: str = setting("cpu, cuda or cuda:1")
     results: str = setting("folder of the result store")
+
+
+@dataclass
+class Run(Basics):
+    """One training run, completely. `task` and `optimizer` are the `Config` dataclasses of their modules."""
+
+    budget: Budget
+    tracker: Tracker
+    data: Data
+    optimizer: Any
+    task: Any
 
     @property
     def scientific(self) -> dict[str, Any]:
@@ -84,6 +90,7 @@ class Run:
 
 
 SCHEMAS = {"budget": Budget, "tracker": Tracker, "data": Data}
+MODULES = {"optimizer": "optimizers", "task": "tasks"}
 
 
 def compose(overrides: Sequence[str]) -> Run:
@@ -114,27 +121,18 @@ def typed(config: DictConfig) -> Run:
     for key in plain:
         if key not in fields:
             raise UserError(discovery.unknown("key", str(key), fields))
-    modules = {"task": "tasks", "optimizer": "optimizers"}
-    values: dict[str, Any] = {}
-    for key in fields:
-        if key in modules:
-            schema = discovery.load(modules[key], plain[key]["name"]).Config
-            values[key] = _checked(schema, config, key)
-        elif key in SCHEMAS:
-            values[key] = _checked(SCHEMAS[key], config, key)
-    scalars = [f for f in dataclasses.fields(Run) if f.name not in values]
-    root = dataclasses.make_dataclass("Root", [(f.name, f.type) for f in scalars])
-    values |= dataclasses.asdict(_checked(root, config, ""))
-    run = Run(**values)
-    for problem in settings.problems(run):
-        raise UserError(problem)
-    return run
+    values = vars(_checked(Basics, config, ""))
+    for key, schema in SCHEMAS.items():
+        values[key] = _checked(schema, config, key)
+    for key, package in MODULES.items():
+        values[key] = _checked(discovery.load(package, plain[key]["name"]).Config, config, key)
+    return Run(**values)
 
 
 def _checked(schema: Any, config: DictConfig, key: str) -> Any:
-    """`config[key]` as an instance of the dataclass `schema`; the root's own scalars for an empty key."""
+    """`config[key]`, or the basics for an empty key, as an instance of the dataclass `schema`."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
     prefix = f"{key}." if key else ""
     fields = [field.name for field in dataclasses.fields(schema)]
@@ -145,13 +143,27 @@ def _checked(schema: Any, config: DictConfig, key: str) -> Any:
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise UserError(f"{prefix}{missing[0]} has no value{where}")
-        return OmegaConf.to_object(merged)
+        checked = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         name = f"{prefix}{error.full_key or error.key}"
-        if name.rsplit(".", 1)[-1] not in fields and error.value is None:
-            raise UserError(discovery.unknown(f"key in {key}{where}", str(error.key), fields)) from error
-        value = OmegaConf.select(config, name)
-        raise UserError(f"{name}={value}: {_first_line(error)}{where}") from error
+        if isinstance(error, ConfigKeyError):
+            owner = error.object_type if dataclasses.is_dataclass(error.object_type) else schema
+            there_are = [field.name for field in dataclasses.fields(owner)]
+            raise UserError(f"{name}: {discovery.unknown('key', str(error.key), there_are)}{where}") from error
+        raise UserError(f"{name}={_raw(config, name)}: {_first_line(error)}{where}") from error
+    for problem in settings.problems(checked, prefix):
+        raise UserError(problem)
+    return checked
+
+
+def _raw(config: DictConfig, name: str) -> Any:
+    """The value at a dotted name as it was written, interpolations unresolved."""
+    from omegaconf import OmegaConf
+
+    node: Any = OmegaConf.to_container(config, resolve=False)
+    for key in name.split("."):
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:

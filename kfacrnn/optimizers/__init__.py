@@ -2,18 +2,19 @@
 `Config`, a dataclass of settings with a `schedule`, and `build(model, config, task=…, seed=…)`.
 
 An optimiser that needs curvature has `statistics_due`, `statistics_cases(cases)` and `update_statistics(forward)`; the
-training loop asks for them by name and nothing else distinguishes it.
+training loop asks for them by name and nothing else distinguishes it. These modules import torch inside `build` only,
+so that a mistake in a setting is reported at once.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import nn
-from torch.nn.utils import clip_grad_norm_
-from torch.optim import Optimizer
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
 
-from kfacrnn.tasks import Task
+    from kfacrnn.tasks import Task
 
 
 class Builder(Protocol):
@@ -23,6 +24,12 @@ class Builder(Protocol):
 def clip_gradients(optimizer: Optimizer, max_norm: float | None) -> Optimizer:
     """Scales the gradients down to a global norm of at most `max_norm` before every step; None: never."""
     if max_norm is not None:
+        from torch.nn.utils import clip_grad_norm_
+
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        optimizer.register_step_pre_hook(lambda *_: clip_grad_norm_(parameters, max_norm) and None)
+
+        def clip(*_: Any) -> None:
+            clip_grad_norm_(parameters, max_norm)
+
+        optimizer.register_step_pre_hook(clip)
     return optimizer

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from kfacrnn.optimizers import clip_gradients
 from kfacrnn.schedules import Schedule
 from kfacrnn.settings import setting
-from kfacrnn.tasks import Task
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from kfacrnn.tasks import Task
 
 
 @dataclass
@@ -24,7 +27,9 @@ class Config:
     schedule: Schedule = setting("learning-rate schedule")
 
 
-def build(model: nn.Module, config: Config, *, task: Task, seed: int) -> torch.optim.Optimizer:
+def build(model: nn.Module, config: Config, *, task: Task, seed: int) -> Optimizer:
+    import torch
+
     betas = (config.beta1, config.beta2)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=betas, eps=config.eps, fused=True)
     return clip_gradients(optimizer, config.clip)

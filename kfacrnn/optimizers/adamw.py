@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from kfacrnn.optimizers import adam, clip_gradients
 from kfacrnn.settings import setting
-from kfacrnn.tasks import Task
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from kfacrnn.tasks import Task
 
 
 @dataclass
@@ -17,7 +20,9 @@ class Config(adam.Config):
     weight_decay: float = setting("decoupled weight decay, multiplied by the learning rate", at_least=0)
 
 
-def build(model: nn.Module, config: Config, *, task: Task, seed: int) -> torch.optim.Optimizer:
+def build(model: nn.Module, config: Config, *, task: Task, seed: int) -> Optimizer:
+    import torch
+
     betas = (config.beta1, config.beta2)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, betas=betas, eps=config.eps, weight_decay=config.weight_decay, fused=True

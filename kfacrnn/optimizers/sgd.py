@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from kfacrnn.optimizers import clip_gradients
 from kfacrnn.schedules import Schedule
 from kfacrnn.settings import setting
-from kfacrnn.tasks import Task
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from kfacrnn.tasks import Task
 
 
 @dataclass
@@ -29,7 +32,9 @@ class Config:
             yield "nesterov=true: needs a momentum above 0"
 
 
-def build(model: nn.Module, config: Config, *, task: Task, seed: int) -> torch.optim.Optimizer:
+def build(model: nn.Module, config: Config, *, task: Task, seed: int) -> Optimizer:
+    import torch
+
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=config.lr,
