@@ -66,7 +66,7 @@ class Basics:
     results: str = setting("folder of the result store")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Run(Basics):
     """One training run, completely. `task` and `optimizer` are the `Config` dataclasses of their modules."""
 
