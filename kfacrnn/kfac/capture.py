@@ -1,8 +1,8 @@
 """How the inputs `a_t` and the pre-activation gradients `g_t` of every linear map leave a model.
 
-A layer that can be captured says which linear maps it holds (`maps()`) and, while its `tape` is set, records one
-`Tap` per map and forward pass. `torch.nn.Linear`, `Embedding` and `LayerNorm` are covered by forward hooks. This
-module knows nothing of Fisher blocks or of how the numbers are used.
+A layer that can be captured says which maps it holds (`maps()`) and, while its `tape` is set, records one `Tap` per map
+and forward pass. `torch.nn.Linear`, `Embedding` and `LayerNorm` are covered by forward hooks. This module knows nothing
+of Fisher blocks or of how the numbers are used.
 
     symbol  shape          meaning
     a_t     [T, B, in]     input of the map at step t, without the homogeneous coordinate;
@@ -13,11 +13,14 @@ module knows nothing of Fisher blocks or of how the numbers are used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +38,22 @@ class LinearMap:
     splits: Mapping[str, int] = field(default_factory=dict)
     is_output: bool = False  # feeds the predictive distribution and nothing else, so its g_t are uncorrelated over time
 
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return (*self.weights, *self.biases)
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingMap:
+    """`s_t` = the row of `weight` `[vocabulary, out]` that token a_t names: a linear map of one-hot inputs."""
+
+    name: str
+    weight: Parameter
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return (self.weight,)
+
 
 @dataclass(frozen=True, eq=False)
 class ElementwiseMap:
@@ -44,19 +63,84 @@ class ElementwiseMap:
     gain: Parameter | None = None
     shift: Parameter | None = None
 
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return tuple(p for p in (self.gain, self.shift) if p is not None)
+
+
+Map = LinearMap | EmbeddingMap | ElementwiseMap
+
 
 @dataclass(frozen=True, eq=False)
 class Tap:
     """What one map saw in one forward pass. `s` is the tensor whose gradient is g: the pre-activation itself, or a zero
-    leaf that was added to it."""
+    leaf that was added to it. `time_first` is unknown (None) for modules that see whatever layout the model has."""
 
-    map: LinearMap | ElementwiseMap
+    map: Map
     a: Tensor
     s: Tensor
+    time_first: bool | None = True
 
 
 class Tape(list[Tap]):
     """The taps of one forward pass, in the order in which the maps were applied."""
 
-    def record(self, map: LinearMap | ElementwiseMap, a: Tensor, s: Tensor) -> None:
-        self.append(Tap(map, a.detach(), s))
+    def record(self, map: Map, a: Tensor, s: Tensor, time_first: bool | None = True) -> None:
+        self.append(Tap(map, a.detach(), s, time_first))
+
+
+class Recorder:
+    """The maps of a model by their full names, and the means to record them.
+
+    Raises ValueError, naming the module, for recurrent layers that cannot be captured.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.maps: dict[str, Map] = {}
+        self._capturable: list[Any] = []
+        self._hooked: list[tuple[nn.Module, Map]] = []
+        for name, module in model.named_modules():
+            if hasattr(module, "tape") and hasattr(module, "maps"):
+                self._capturable.append(module)
+                for map in module.maps():
+                    self.maps[f"{name}.{map.name}".lstrip(".")] = map
+            elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
+                raise ValueError(
+                    f"{name or 'the model'} is a torch.nn.{type(module).__name__}, whose pre-activations cannot be seen: "
+                    "use kfacrnn.nn.convert(model), which keeps the weights"
+                )
+            elif (map := _hooked_map(name, module)) is not None:
+                self._hooked.append((module, map))
+                self.maps[name or map.name] = map
+
+    @contextmanager
+    def recording(self) -> Iterator[Tape]:
+        """Every map that is applied inside leaves a tap on the tape."""
+        tape = Tape()
+        with ExitStack() as stack:
+            for module, map in self._hooked:
+                stack.callback(module.register_forward_hook(_hook(map, tape)).remove)
+            for module in self._capturable:
+                module.tape = tape
+                stack.callback(setattr, module, "tape", None)
+            yield tape
+
+
+def _hooked_map(name: str, module: nn.Module) -> Map | None:
+    if isinstance(module, nn.Linear):
+        return LinearMap(name, (module.weight,), () if module.bias is None else (module.bias,))
+    if isinstance(module, nn.Embedding) and not (module.max_norm or module.scale_grad_by_freq or module.sparse):
+        return EmbeddingMap(name, module.weight)
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1 and module.elementwise_affine:
+        return ElementwiseMap(name, module.weight, module.bias)
+    return None
+
+
+def _hook(map: Map, tape: Tape) -> Callable[[Any, tuple[Tensor, ...], Tensor], None]:
+    def record(module: Any, inputs: tuple[Tensor, ...], s: Tensor) -> None:
+        a = inputs[0]
+        if isinstance(map, ElementwiseMap):
+            a = F.layer_norm(a, module.normalized_shape, eps=module.eps)
+        tape.record(map, a, s, time_first=None)
+
+    return record
