@@ -1,0 +1,65 @@
+# `make` lists the targets. Nothing but Python 3.11 or newer has to be there before `make install`.
+
+SHELL := bash
+PYTHON ?= python3
+PIP_FLAGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+# One thread: many small tensors are no faster with two, and sums then always go in the same order.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-full lint format clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
+		printf '  make %-10s %s\n' "$$target" "$$text"; done
+	@echo
+	@echo '  PYTHON=python3.12    which Python to install with (default: $(PYTHON))'
+	@echo '  PIP_FLAGS="..."      more flags for pip; for torch without CUDA on Linux, several GB less:'
+	@echo '                       PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"'
+	@echo '  KFACRNN_DATA=DIR     the folder of the Penn Treebank (ptb.train.txt, ptb.valid.txt, ptb.test.txt)'
+
+install: $(INSTALLED) ## make .venv with kfacrnn and everything it uses; at once when that has been done
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		found=$$($(PYTHON) --version 2>&1 | head -n 1); \
+		echo "kfacrnn needs Python 3.11 or newer; $(PYTHON) says: $${found}. Try make install PYTHON=python3.12" >&2; \
+		exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments; on Debian or Ubuntu: apt install python3-venv" >&2; \
+		exit 1; }
+	@echo 'Installing into $(VENV): about two minutes.'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[experiments,wandb,torchtext,dev]'
+	@touch $@
+
+demo: install ## train SGD and Adam on a short repeated copy, draw the comparison: two minutes, no download
+	$(BIN)/kfacrnn sweep smoke
+	$(BIN)/kfacrnn figure smoke
+
+test: lint ## lint, types, and every test that takes seconds
+	$(PYTEST)
+
+test-full: lint ## every test; the summary goes to results/test-full.txt
+	@mkdir -p results
+	set -o pipefail; { \
+		$(BIN)/python -c 'from kfacrnn import provenance as p; print(p.now(), p.commit(), p.versions(), p.hardware(), sep="\n")'; \
+		$(PYTEST) -m '' -rs --durations=10; \
+	} 2>&1 | tee results/test-full.txt
+
+lint: install ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv and caches; results stay
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
