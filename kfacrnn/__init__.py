@@ -5,3 +5,12 @@ Importing this package needs torch only; the experiment framework is the extra `
 """
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    # KFAC needs torch, which takes seconds to import: the command line answers without it.
+    if name == "KFAC":
+        from kfacrnn.kfac.optimizer import KFAC
+
+        return KFAC
+    raise AttributeError(f"module 'kfacrnn' has no attribute '{name}'")

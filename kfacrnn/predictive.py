@@ -1,7 +1,8 @@
 """Predictive distributions: what a model says about its targets, with the mask and the lengths that go with it.
 
 The Fisher is the covariance of the log-loss gradient under the model's *own* predictions (section 2.2), so K-FAC needs
-to sample targets and to score them. Leading axes are `[T, B]`, time first.
+to sample targets and to score them. Leading axes are `[T, B]`, time first; a model that is `batch_first` says so, and
+its logits and mask are then given as `[B, T]` and kept as `[T, B]`.
 
     mask     [T, B] bool, True where a target is predicted (default: everywhere)
     lengths  [B] int, time-steps of each sequence; what lies behind is padding (default: T for all)
@@ -22,6 +23,7 @@ class Distribution(Protocol):
     logits: Tensor
     mask: Tensor | None
     lengths: Tensor | None
+    batch_first: bool
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor: ...
 
@@ -37,9 +39,18 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 class _Predictive:
-    def __init__(self, logits: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None):
+    def __init__(
+        self,
+        logits: Tensor,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+        batch_first: bool = False,
+    ):
         if logits.dim() != 3:
             raise ValueError(f"logits must be [T, B, outputs], got {list(logits.shape)}")
+        if batch_first:
+            logits = logits.transpose(0, 1)
+            mask = mask if mask is None else mask.transpose(0, 1)
         steps, cases = logits.shape[:2]
         if mask is not None and mask.shape != (steps, cases):
             raise ValueError(f"mask must be [T, B] = [{steps}, {cases}], got {list(mask.shape)}")
@@ -51,6 +62,7 @@ class _Predictive:
         self.logits = logits
         self.mask = mask
         self.lengths = lengths
+        self.batch_first = batch_first
 
     def _masked(self, values: Tensor) -> Tensor:
         if self.mask is None:

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import Parameter
 from torch.nn import functional as F
 
 
@@ -33,13 +32,13 @@ class LinearMap:
     """
 
     name: str
-    weights: tuple[Parameter, ...]
-    biases: tuple[Parameter, ...] = ()
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...] = ()
     splits: Mapping[str, int] = field(default_factory=dict)
     is_output: bool = False  # feeds the predictive distribution and nothing else, so its g_t are uncorrelated over time
 
     @property
-    def parameters(self) -> tuple[Parameter, ...]:
+    def parameters(self) -> tuple[Tensor, ...]:
         return (*self.weights, *self.biases)
 
 
@@ -48,10 +47,10 @@ class EmbeddingMap:
     """`s_t` = the row of `weight` `[vocabulary, out]` that token a_t names: a linear map of one-hot inputs."""
 
     name: str
-    weight: Parameter
+    weight: Tensor
 
     @property
-    def parameters(self) -> tuple[Parameter, ...]:
+    def parameters(self) -> tuple[Tensor, ...]:
         return (self.weight,)
 
 
@@ -60,11 +59,11 @@ class ElementwiseMap:
     """A gain and a shift, `s_t = gain ⊙ a_t + shift`, as after a normalisation. Either may be absent."""
 
     name: str
-    gain: Parameter | None = None
-    shift: Parameter | None = None
+    gain: Tensor | None = None
+    shift: Tensor | None = None
 
     @property
-    def parameters(self) -> tuple[Parameter, ...]:
+    def parameters(self) -> tuple[Tensor, ...]:
         return tuple(p for p in (self.gain, self.shift) if p is not None)
 
 
@@ -105,8 +104,9 @@ class Recorder:
                 for map in module.maps():
                     self.maps[f"{name}.{map.name}".lstrip(".")] = map
             elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
+                kind = f"torch.nn.{type(module).__name__}"
                 raise ValueError(
-                    f"{name or 'the model'} is a torch.nn.{type(module).__name__}, whose pre-activations cannot be seen: "
+                    f"{name or 'the model'} is a {kind}, whose pre-activations cannot be seen: "
                     "use kfacrnn.nn.convert(model), which keeps the weights"
                 )
             elif (map := _hooked_map(name, module)) is not None:

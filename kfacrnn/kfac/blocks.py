@@ -1,0 +1,289 @@
+"""Which parameters form a Fisher block, what the block knows of its curvature, and the coverage table.
+
+A block belongs to one map of the model: it takes the map's a_t and g_t into its averages, turns the averages into an
+inverse, and its parameters' gradients into a direction. A `LinearBlock` with splits is as many Fisher blocks as it has
+splits; they share A0, A1 and one decomposition of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfacrnn.kfac import factors
+from kfacrnn.kfac.capture import ElementwiseMap, EmbeddingMap, LinearMap, Map
+from kfacrnn.kfac.factors import Average, Sequences
+from kfacrnn.kfac.fisher import Diagnostics, FisherInverse, decompose, from_state
+from kfacrnn.kfac.maths import mean_length
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """What all blocks agree on: the approximation, and the largest factor that is kept dense."""
+
+    approximation: str
+    max_dense: int
+    gamma_max: float
+    compute_dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the coverage table."""
+
+    block: str
+    parameters: str
+    approximation: str
+    factors: str
+
+
+def plain(inverse: Any) -> Any:
+    """An inverse as tensors in plain containers, for a checkpoint."""
+    return inverse.state() if isinstance(inverse, FisherInverse) else inverse
+
+
+class Block(ABC):
+    """One map's parameters, averages and inverse. The first statistics pass settles whether the map is the model's
+    last: `is_output`, it feeds nothing but the predictions; `is_logits`, its output is their logits."""
+
+    inverse: Any = None
+    is_logits = False
+
+    def __init__(self, name: str, map: Map, curvature: Curvature, names: Mapping[Tensor, str]):
+        self.name = name
+        self.map = map
+        self.curvature = curvature
+        self.parameters = map.parameters
+        self.parameter_names = [names[p] for p in self.parameters]
+        self.average = Average()
+        self.is_output = isinstance(map, LinearMap) and map.is_output
+
+    @abstractmethod
+    def observe(self, a: Tensor, g: Tensor, variance: Tensor | None, sequences: Sequences, decay: float) -> None:
+        """Takes one pass into the averages. `variance` is E[g²], exactly, if the map's output is the logits."""
+
+    def meet_logits(self, g: Tensor, logits_gradient: Tensor) -> None:
+        """A map whose output has the gradient of the logits computes the logits."""
+        if isinstance(self.map, LinearMap) and g.shape == logits_gradient.shape:
+            difference = (g - logits_gradient).abs().max()
+            self.is_logits = bool(difference <= 0.01 * logits_gradient.abs().max())  # bf16 rounds by less
+            self.is_output |= self.is_logits
+
+    @abstractmethod
+    def inversion(self, damping: float) -> Callable[[], Any]:
+        """The work of inverting the present averages; may be done later, and in another thread."""
+
+    @abstractmethod
+    def direction(self, loss_scale: float) -> tuple[list[Tensor], Tensor]:
+        """Δ = N·F⁻¹∇h, one tensor per parameter, and Δᵀ∇h."""
+
+    @abstractmethod
+    def coverage(self) -> list[Row]: ...
+
+    @property
+    def diagnostics(self) -> Diagnostics | None:
+        return getattr(self.inverse, "diagnostics", None)
+
+    def gradients(self) -> list[Tensor]:
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "average": self.average.state_dict(),
+            "inverse": plain(self.inverse),
+            "is_output": self.is_output,
+            "is_logits": self.is_logits,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.average.load_state_dict(state["average"], self.parameters[0].device)
+        self.inverse = self.restored(state["inverse"])
+        self.is_output, self.is_logits = state["is_output"], state["is_logits"]
+
+    def restored(self, inverse: Any) -> Any:
+        """The inverse that `plain` made into plain containers, on the parameters' device."""
+        device = self.parameters[0].device
+        if isinstance(inverse, list):
+            return [tensor.to(device) for tensor in inverse]
+        return None if inverse is None else from_state(inverse).to(device)
+
+
+class KroneckerBlock(Block):
+    """Linear maps and embeddings. The averages are A0, A1 and, per split, G0 and G1; those of lag 1 where there are."""
+
+    rows: list[int]  # of W, per split
+    columns: int  # of W, the bias included
+    dense_A: bool
+
+    @property
+    def has_lags(self) -> bool:
+        """Lag factors are kept where contributions of different steps can correlate and both sides are dense."""
+        wanted = self.curvature.approximation != "indep" and not self.is_output
+        return wanted and self.dense_A and all(map(self._is_dense, self.rows))
+
+    def _is_dense(self, size: int) -> bool:
+        return size <= self.curvature.max_dense
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        A = (self.columns,) * (2 if self.dense_A else 1)
+        G = [(rows,) * (2 if self._is_dense(rows) else 1) for rows in self.rows]
+        return [A, A, *G, *G] if self.has_lags else [A, *G]
+
+    def _unpack(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor | None]]:
+        if not self.has_lags:
+            return tensors[0], None, list(tensors[1:]), [None] * len(self.rows)
+        A0, A1, *G = tensors
+        return A0, A1, G[: len(self.rows)], list(G[len(self.rows) :])
+
+    def observe(self, a: Tensor, g: Tensor, variance: Tensor | None, sequences: Sequences, decay: float) -> None:
+        self.average.decay(decay, self._shapes(), like=g)
+        self.average.add_lengths(sequences)
+        A0, A1, G0, G1 = self._unpack(self.average.sums)
+        self._observe_inputs(A0, A1, a, sequences)
+        for M0, M1, g_split in zip(G0, G1, g.split(self.rows, -1), strict=True):
+            if M0.dim() == 1 and variance is not None:
+                M0.add_(variance.sum((0, 1)), alpha=1 / sequences.observed)
+            else:
+                factors.add_moments(M0, M1, g_split, sequences.observed)
+
+    @abstractmethod
+    def _observe_inputs(self, A0: Tensor, A1: Tensor | None, a: Tensor, sequences: Sequences) -> None: ...
+
+    def inversion(self, damping: float) -> Callable[[], FisherInverse]:
+        A0, A1, G0, G1 = self._unpack(self.average.values())
+        lengths, curvature = dict(self.average.lengths), self.curvature
+
+        def work() -> FisherInverse:
+            return decompose(
+                curvature.approximation,
+                A0,
+                A1,
+                G0,
+                None if A1 is None else [M1 for M1 in G1 if M1 is not None],
+                lengths=lengths,
+                damping=damping,
+                gamma_max=curvature.gamma_max,
+                compute_dtype=curvature.compute_dtype,
+            )
+
+        return work
+
+    def coverage(self) -> list[Row]:
+        approximation = self.curvature.approximation if self.has_lags else "indep"
+        names = self.split_names()
+        return [
+            Row(
+                f"{self.name}.{split}" if split else self.name,
+                ", ".join(self.parameter_names),
+                approximation,
+                f"A {self.columns}{'' if self.dense_A else ' diagonal'}"
+                f" · G {rows}{'' if self._is_dense(rows) else ' diagonal'}",
+            )
+            for split, rows in zip(names, self.rows, strict=True)
+        ]
+
+    def split_names(self) -> list[str]:
+        return [""]
+
+
+class LinearBlock(KroneckerBlock):
+    """W = [W_1 | W_2 | … | b]: the blocks of a `LinearMap`."""
+
+    map: LinearMap
+
+    def __init__(self, name: str, map: LinearMap, curvature: Curvature, names: Mapping[Tensor, str]):
+        super().__init__(name, map, curvature, names)
+        self.widths = [weight.shape[1] for weight in map.weights]
+        self.rows = list(map.splits.values()) or [map.weights[0].shape[0]]
+        self.columns = sum(self.widths) + bool(map.biases)
+        self.dense_A = self._is_dense(self.columns)
+
+    def split_names(self) -> list[str]:
+        return list(self.map.splits) or [""]
+
+    def _observe_inputs(self, A0: Tensor, A1: Tensor | None, a: Tensor, sequences: Sequences) -> None:
+        a = factors.with_homogeneous_coordinate(a) if self.map.biases else a
+        factors.add_moments(A0, A1, sequences.without_padding(a), sequences.observed)
+
+    def direction(self, loss_scale: float) -> tuple[list[Tensor], Tensor]:
+        gradients = self.gradients()
+        weights, biases = gradients[: len(self.widths)], gradients[len(self.widths) :]
+        # All biases are added to the same pre-activation and have the same gradient; the block holds their sum.
+        Z = torch.cat([*weights, *(bias.unsqueeze(1) for bias in biases[:1])], 1)
+        D = self.inverse.multiply(Z).mul_(loss_scale)
+        parts = D.split([*self.widths, *([1] if biases else [])], 1)
+        shares = [parts[-1].squeeze(1) / len(biases)] * len(biases)
+        return [*parts[: len(self.widths)], *shares], torch.dot(D.flatten(), Z.flatten())
+
+
+class EmbeddingBlock(KroneckerBlock):
+    """W = weightᵀ, with the one-hot inputs' diagonal A0 and no lag factors: A1 would be as sparse as it is large."""
+
+    map: EmbeddingMap
+    dense_A = False
+
+    def __init__(self, name: str, map: EmbeddingMap, curvature: Curvature, names: Mapping[Tensor, str]):
+        super().__init__(name, map, curvature, names)
+        self.columns, out = map.weight.shape
+        self.rows = [out]
+
+    def _observe_inputs(self, A0: Tensor, A1: Tensor | None, a: Tensor, sequences: Sequences) -> None:
+        factors.add_frequencies(A0, a, sequences)
+
+    def direction(self, loss_scale: float) -> tuple[list[Tensor], Tensor]:
+        (gradient,) = self.gradients()
+        D = self.inverse.multiply(gradient.mT).mul_(loss_scale).mT
+        return [D], torch.dot(D.flatten(), gradient.flatten())
+
+
+class ElementwiseBlock(Block):
+    """Gains and shifts: diagonals E[T]·E[(g_t ⊙ a_t)²] and E[T]·E[g_t²], without correlation over time."""
+
+    map: ElementwiseMap
+    inverse: list[Tensor] | None = None
+
+    def observe(self, a: Tensor, g: Tensor, variance: Tensor | None, sequences: Sequences, decay: float) -> None:
+        self.average.decay(decay, [p.shape for p in self.parameters], like=g)
+        self.average.add_lengths(sequences)
+        gradients = ([g * a] if self.map.gain is not None else []) + ([g] if self.map.shift is not None else [])
+        for total, gradient in zip(self.average.sums, gradients, strict=True):
+            factors.add_moments(total, None, gradient, sequences.observed)
+
+    def inversion(self, damping: float) -> Callable[[], list[Tensor]]:
+        values, expected = self.average.values(), mean_length(self.average.lengths)
+        return lambda: [1 / (expected * (value + damping)) for value in values]
+
+    def direction(self, loss_scale: float) -> tuple[list[Tensor], Tensor]:
+        assert self.inverse is not None
+        gradients = self.gradients()
+        directions = [loss_scale * inverse * grad for inverse, grad in zip(self.inverse, gradients, strict=True)]
+        products = [torch.dot(d, gradient) for d, gradient in zip(directions, gradients, strict=True)]
+        return directions, torch.stack(products).sum()
+
+    def coverage(self) -> list[Row]:
+        return [Row(self.name, ", ".join(self.parameter_names), "diagonal", str(self.parameters[0].numel()))]
+
+
+def block_of(name: str, map: Map, curvature: Curvature, names: Mapping[Tensor, str]) -> Block:
+    if isinstance(map, LinearMap):
+        return LinearBlock(name, map, curvature, names)
+    if isinstance(map, EmbeddingMap):
+        return EmbeddingBlock(name, map, curvature, names)
+    return ElementwiseBlock(name, map, curvature, names)
+
+
+class Coverage(list[Row]):
+    """Parameter → block → approximation → factor sizes, printable."""
+
+    def __str__(self) -> str:
+        header = Row("block", "parameters", "approximation", "factors")
+        lines = [(row.block, row.parameters, row.approximation, row.factors) for row in (header, *self)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
+        )

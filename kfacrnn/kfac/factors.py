@@ -1,0 +1,108 @@
+"""Kronecker factors, estimated from what the maps saw (section 3.5.4) and averaged over updates.
+
+    A0 = (1/ΣT) Σ_cases Σ_t a_t a_tᵀ          A1 = (1/ΣT) Σ_cases Σ_{t<T} a_{t+1} a_tᵀ          G0, G1 likewise
+
+with one divisor for both, ΣT = B·E[T], the time-steps observed. `A0, A1` and `G0, G1` are averaged together, from the
+same data with the same weights, or the bound ρ(Ψ̂) ≤ 1 of appendix B.2 is lost. An average is a weighted sum and its
+weight, so that its bias correction is no separate step. This module knows tensors, not modules.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kfacrnn.predictive import Distribution
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The time axis of one pass: its shape, the lengths of the sequences and where they are padded."""
+
+    steps: int
+    cases: int
+    lengths: dict[int, float]  # T → number of sequences of that length
+    padding: Tensor | None = None  # [T, B] bool, True behind a sequence's end
+
+    @classmethod
+    def of(cls, distribution: Distribution) -> Sequences:
+        steps, cases = distribution.logits.shape[:2]
+        if distribution.lengths is None:
+            return cls(steps, cases, {steps: float(cases)})
+        lengths = distribution.lengths
+        padding = torch.arange(steps, device=lengths.device)[:, None] >= lengths
+        counts = {length: float(count) for length, count in sorted(Counter(lengths.tolist()).items())}
+        return cls(steps, cases, counts, padding.to(distribution.logits.device))
+
+    def once(self) -> Sequences:
+        """The view of a map that is used once per sequence: T = 1."""
+        return Sequences(1, self.cases, {1: float(self.cases)})
+
+    @property
+    def observed(self) -> float:
+        """ΣT, in time-steps."""
+        return sum(length * count for length, count in self.lengths.items())
+
+    def without_padding(self, x: Tensor) -> Tensor:
+        """`x` `[T, B, …]` with zeros behind the ends, which then contribute to no product."""
+        return x if self.padding is None else x.masked_fill(self.padding.unsqueeze(-1), 0)
+
+
+class Average:
+    """Exponentially decayed sums of several tensors, with one weight for all of them and for the lengths."""
+
+    def __init__(self) -> None:
+        self.sums: list[Tensor] = []
+        self.lengths: dict[int, float] = {}
+        self.weight = 0.0
+
+    def decay(self, rate: float, shapes: Sequence[tuple[int, ...]], like: Tensor) -> None:
+        """Makes room for one more observation, which the caller adds to `sums`."""
+        if not self.sums:
+            self.sums = [like.new_zeros(shape) for shape in shapes]
+        torch._foreach_mul_(self.sums, rate)
+        self.lengths = {length: rate * mass for length, mass in self.lengths.items()}
+        self.weight = rate * self.weight + 1
+
+    def add_lengths(self, sequences: Sequences) -> None:
+        for length, count in sequences.lengths.items():
+            self.lengths[length] = self.lengths.get(length, 0.0) + count / sequences.cases
+
+    def values(self) -> list[Tensor]:
+        return [total / self.weight for total in self.sums]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": list(self.sums), "lengths": dict(self.lengths), "weight": self.weight}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        self.sums = [total.to(device) for total in state["sums"]]
+        self.lengths, self.weight = dict(state["lengths"]), state["weight"]
+
+
+def with_homogeneous_coordinate(a: Tensor) -> Tensor:
+    """`[a_t; 1]`: the bias as a last column of W."""
+    return F.pad(a, (0, 1), value=1.0)
+
+
+def add_moments(M0: Tensor, M1: Tensor | None, x: Tensor, observed: float) -> None:
+    """Adds the lag-0 and lag-1 moments of `x` `[T, B, n]`; a 1-D `M0` takes the diagonal."""
+    flat = x.flatten(0, 1)
+    if M0.dim() == 1:
+        M0.add_(flat.square().sum(0), alpha=1 / observed)
+        return
+    M0.addmm_(flat.mT, flat, alpha=1 / observed)
+    if M1 is not None and len(x) > 1:
+        M1.addmm_(x[1:].flatten(0, 1).mT, x[:-1].flatten(0, 1), alpha=1 / observed)
+
+
+def add_frequencies(A0: Tensor, tokens: Tensor, sequences: Sequences) -> None:
+    """Adds the diagonal of a one-hot input's A0: how often each token occurs."""
+    if sequences.padding is not None:
+        tokens = tokens[~sequences.padding]
+    A0.add_(torch.bincount(tokens.flatten(), minlength=len(A0)), alpha=1 / sequences.observed)

@@ -1,0 +1,105 @@
+"""When inverses are recomputed, and by whom: between two steps, or in a thread beside them.
+
+In the background mode an inverse that is computed from the averages at update k comes into use at update k + delay
+exactly, finished or waited for, so that a run does not depend on how fast the thread was. Inverses are stale by design
+and say by how much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
+from typing import Any
+
+from kfacrnn.kfac.blocks import Block, plain
+from kfacrnn.kfac.maths import DecompositionError
+
+Work = Mapping[str, Callable[[], Any]]
+
+
+class Inverses:
+    """Refreshes the blocks' inverses every `every` updates, sooner while there have been few: after 0, 1, 2, 4, …
+
+    `delay` 0 is synchronous. A decomposition that fails leaves the last good inverse in place and is counted; the very
+    first one has none to fall back on and raises.
+    """
+
+    def __init__(self, blocks: Mapping[str, Block], every: int, delay: int):
+        self._blocks = blocks
+        self._every = every
+        self._delay = delay
+        self._pool: ThreadPoolExecutor | None = None
+        self._pending: tuple[int, Future[dict[str, Any]]] | None = None  # update at which it comes into use
+        self._may_run = Event()
+        self._may_run.set()
+        self._started = -1  # update whose averages the newest refresh, finished or not, is made from
+        self.made_from = -1  # the same of the inverses in use
+        self.failures = 0
+
+    def advance(self, update: int, newest_statistics: int, damping: float) -> None:
+        """Called before step `update`: swaps in what is due; starts a refresh if one is due and anything is new."""
+        if self._pending is not None and update >= self._pending[0]:
+            self._swap_in()
+        interval = min(self._every, max(1, self._started))
+        is_due = self._started < 0 or (update - self._started >= interval and newest_statistics > self._started)
+        if not is_due or self._pending is not None:
+            return
+        self._started = update
+        work = {name: block.inversion(damping) for name, block in self._blocks.items()}
+        if self._delay == 0 or self.made_from < 0:
+            self._put_in_use(self._finished(work))
+        else:
+            self._pool = self._pool or ThreadPoolExecutor(max_workers=1, thread_name_prefix="kfac-inverses")
+            self._pending = (update + self._delay, self._pool.submit(self._finished, work))
+
+    def pause(self) -> None:
+        """Background work stops at the next block: a clock that does not count must not give it time for free."""
+        self._may_run.clear()
+
+    def resume(self) -> None:
+        self._may_run.set()
+
+    def _finished(self, work: Work) -> dict[str, Any]:
+        inverses = {}
+        for name, invert in work.items():
+            self._may_run.wait()
+            try:
+                inverses[name] = invert()
+            except DecompositionError as error:
+                if self._blocks[name].inverse is None:
+                    raise DecompositionError(f"{name}: {error}") from error
+                inverses[name] = None
+        return inverses
+
+    def _swap_in(self) -> None:
+        assert self._pending is not None
+        self._may_run.set()
+        self._put_in_use(self._pending[1].result())
+        self._pending = None
+
+    def _put_in_use(self, inverses: dict[str, Any]) -> None:
+        self.made_from = self._started
+        for name, inverse in inverses.items():
+            if inverse is None:
+                self.failures += 1
+            else:
+                self._blocks[name].inverse = inverse
+
+    def state_dict(self) -> dict[str, Any]:
+        """Waits for pending work: what it found belongs to the state."""
+        pending = None
+        if self._pending is not None:
+            self._may_run.set()
+            due, future = self._pending
+            pending = {"due": due, "inverses": {name: plain(inverse) for name, inverse in future.result().items()}}
+        return {"started": self._started, "made_from": self.made_from, "failures": self.failures, "pending": pending}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._started, self.made_from, self.failures = state["started"], state["made_from"], state["failures"]
+        self._pending = None
+        if state["pending"] is not None:
+            done: Future[dict[str, Any]] = Future()
+            blocks, inverses = self._blocks, state["pending"]["inverses"]
+            done.set_result({name: blocks[name].restored(inverse) for name, inverse in inverses.items()})
+            self._pending = (state["pending"]["due"], done)

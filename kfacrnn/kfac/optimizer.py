@@ -1,0 +1,302 @@
+"""K-FAC for recurrent networks as a `torch.optim.Optimizer`.
+
+    every k updates    statistics    forward on some sequences, sampled targets, backward to the pre-activations
+    every r updates    inverses      A0, A1, G0, G1 → F⁻¹ by eqn 6, 8 or 9
+    every update       direction     Δ = N·F⁻¹∇h
+                       step size     η = min(lr, √(kl_clip / Δᵀ∇h))
+                       momentum      v ← μv − ηΔ,  θ ← θ + v
+
+Where this is not meant to be used: a loss that is no log-likelihood (there is no Fisher), batches of a few dozen
+time-steps in all (the factors are noise), and layers that are called once per time-step (their time axis cannot be
+seen; such use is refused).
+
+J. Martens, J. Ba, M. Johnson, "Kronecker-factored Curvature Approximations for Recurrent Neural Networks", ICLR 2018.
+J. Ba, R. Grosse, J. Martens, "Distributed Second-Order Optimization using Kronecker-Factored Approximations", ICLR 2017
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kfacrnn.kfac.blocks import Coverage, Curvature, Row
+from kfacrnn.kfac.estimator import Estimator
+from kfacrnn.kfac.fisher import APPROXIMATIONS
+from kfacrnn.kfac.inverses import Inverses
+from kfacrnn.kfac.maths import GAMMA_MAX
+from kfacrnn.kfac.step_size import LevenbergMarquardt, kl_bounded
+
+
+class KFAC(torch.optim.Optimizer):
+    """Preconditions the gradient with a Kronecker-factored Fisher that models correlation over time.
+
+    model           any composition of `kfacrnn.nn` layers, `nn.Linear`, `nn.Embedding` and `nn.LayerNorm`
+    approximation   "indep" (eqn 6), "option1" (eqn 8), "option2" (eqn 9)
+    loss_scale      N = (loss summed over a sequence's steps) / (training loss h): T for a mean over steps, 1 for a sum
+    lr              η_max, the largest step size; learning-rate schedulers act on it
+    damping         λ, added to V0 in factored form; refers to h
+    kl_clip         c: the predicted KL change of an update is at most c/2, in nats per unit of h; multiplied by
+                    `kl_clip_decay` (ζ) after every update
+    momentum        μ, on the preconditioned updates
+    weight_decay    decoupled, multiplied by the step size taken
+    statistics_every, statistics_fraction, statistics_decay
+                    k updates between statistics passes; share of the sequences in a pass, see `statistics_cases`;
+                    decay of the averages per pass
+    refresh_every, refresh_delay
+                    r updates between inverses; 0: computed at once, d: in the background, in use d updates later
+    fisher          "sampled": targets drawn from the model; "empirical": those of the data, which `forward` returns too
+    fallback        None: parameters outside every block are an error; "gradient": they follow the plain gradient
+    adaptive_damping
+                    a `LevenbergMarquardt`, or None for a damping that only the caller changes; see `adapt_damping`
+    params          parameter groups as for any optimiser, to give parts of the model their own lr, momentum or weight
+                    decay; default: every parameter that requires a gradient
+    max_dense       factors of a larger dimension are diagonal
+
+    Raises ValueError for an argument out of range, and for a model of which something would be left untrained.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        approximation: str = "option2",
+        *,
+        loss_scale: float,
+        lr: float = 0.3,
+        damping: float = 1e-3,
+        kl_clip: float = 1e-2,
+        kl_clip_decay: float = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        statistics_every: int = 5,
+        statistics_fraction: float = 1 / 8,
+        statistics_decay: float = 0.95,
+        refresh_every: int = 20,
+        refresh_delay: int = 0,
+        fisher: str = "sampled",
+        fallback: str | None = None,
+        adaptive_damping: LevenbergMarquardt | None = None,
+        params: Iterable[Any] | None = None,
+        max_dense: int = 4096,
+        gamma_max: float = GAMMA_MAX,
+        compute_dtype: torch.dtype = torch.float64,
+        seed: int = 0,
+    ):
+        _check("approximation", approximation, approximation in APPROXIMATIONS, f"one of {', '.join(APPROXIMATIONS)}")
+        _check("fisher", fisher, fisher in ("sampled", "empirical"), "'sampled' or 'empirical'")
+        _check("fallback", fallback, fallback in (None, "gradient"), "None or 'gradient'")
+        for name, value in (("lr", lr), ("damping", damping), ("kl_clip", kl_clip), ("loss_scale", loss_scale)):
+            _check(name, value, math.isfinite(value) and value > 0, "finite and > 0")
+        for name, value in (("kl_clip_decay", kl_clip_decay), ("statistics_fraction", statistics_fraction)):
+            _check(name, value, 0 < value <= 1, "in (0, 1]")
+        for name, value in (("momentum", momentum), ("statistics_decay", statistics_decay)):
+            _check(name, value, 0 <= value < 1, "in [0, 1)")
+        for name, count in (("statistics_every", statistics_every), ("refresh_every", refresh_every)):
+            _check(name, count, count >= 1, "at least 1")
+        _check("refresh_delay", refresh_delay, 0 <= refresh_delay < refresh_every, "in [0, refresh_every)")
+        _check("weight_decay", weight_decay, math.isfinite(weight_decay) and weight_decay >= 0, "finite and >= 0")
+
+        params = [p for p in model.parameters() if p.requires_grad] if params is None else params
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.damping = damping
+        self.kl_clip = kl_clip
+        self._kl_clip_decay = kl_clip_decay
+        self._loss_scale = loss_scale
+        self._statistics_every = statistics_every
+        self._statistics_fraction = statistics_fraction
+        self._adaptive_damping = adaptive_damping
+        self._estimator = Estimator(
+            model,
+            {p for group in self.param_groups for p in group["params"]},
+            Curvature(approximation, max_dense, gamma_max, compute_dtype),
+            decay=statistics_decay,
+            empirical=fisher == "empirical",
+            seed=seed,
+        )
+        uncovered = ", ".join(self._estimator.uncovered)
+        if uncovered and fallback is None:
+            remedy = "use kfacrnn.nn layers, freeze them, or choose fallback='gradient'"
+            raise ValueError(f"no Fisher block covers {uncovered}: {remedy}")
+        self._inverses = Inverses(self._estimator.blocks, refresh_every, refresh_delay)
+        self._updates = 0
+        self._newest_statistics = -1  # the update before which they were taken
+        self._next_case = 0
+        self._skipped = 0
+        self._curvature = 0.0  # ΔᵀF̂Δ of the last update
+        self._step_size = 0.0
+        self._predicted_change = 0.0
+        self._reduction_ratio = math.nan
+
+    # ------------------------------------------------------------------------------------------------- statistics
+
+    @property
+    def statistics_due(self) -> bool:
+        """Whether `update_statistics` should be called before the next step."""
+        return self._newest_statistics < self._updates and self._updates % self._statistics_every == 0
+
+    def statistics_cases(self, cases: int) -> slice:
+        """The next `statistics_fraction` of a batch's `cases` sequences, in rotation over the passes."""
+        count = max(1, round(cases * self._statistics_fraction))
+        start = self._next_case if self._next_case + count <= cases else 0
+        self._next_case = start + count
+        return slice(start, start + count)
+
+    def update_statistics(self, forward: Callable[[], Any]) -> None:
+        """Takes a_t and g_t of one forward pass into the averages.
+
+        `forward` runs the model and returns its predictive distribution, such as
+        `lambda: Categorical(logits=model(x_part))`; with fisher="empirical" it returns `(distribution, targets)`. The
+        sequences may be a part of the batch. Gradients of parameters are neither computed nor touched, and the global
+        random generators are left as they were. Raises ValueError if a map was not used, or not in one call over all
+        its time-steps.
+        """
+        self._estimator.update(forward)
+        self._newest_statistics = self._updates
+
+    # ------------------------------------------------------------------------------------------------------- step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update from the gradients in place. If they, or what is made of them, are not finite, nothing moves and
+        the update counts as skipped. Raises RuntimeError before the first `update_statistics`."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._newest_statistics < 0:
+            raise RuntimeError("KFAC.step needs curvature: call update_statistics whenever statistics_due is True")
+        self._inverses.advance(self._updates, self._newest_statistics, self.damping)
+        directions, self._curvature = self._directions()
+        if math.isfinite(self._curvature):
+            self._move(directions)
+        else:
+            self._skipped += 1
+        self.kl_clip *= self._kl_clip_decay
+        self._updates += 1
+        return loss
+
+    def _directions(self) -> tuple[dict[Tensor, Tensor], float]:
+        """Δ for every parameter, and ΔᵀF̂Δ = Δᵀ∇h in one transfer from the device."""
+        directions: dict[Tensor, Tensor] = {}
+        products = []
+        for block in self._estimator.blocks.values():
+            block_directions, product = block.direction(self._loss_scale)
+            directions.update(zip(block.parameters, block_directions, strict=True))
+            products.append(product)
+        for parameter in self._estimator.uncovered.values():
+            if parameter.grad is not None:
+                directions[parameter] = parameter.grad
+                products.append(parameter.grad.square().sum())
+        return directions, torch.stack(products).sum().item()
+
+    def _move(self, directions: dict[Tensor, Tensor]) -> None:
+        self._predicted_change = 0.0
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p in directions]
+            self._step_size = eta = kl_bounded(group["lr"], self.kl_clip, self._curvature)
+            velocities = [self._running(p, "velocity") for p in parameters]
+            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_add_(velocities, [directions[p] for p in parameters], alpha=-eta)
+            if group["weight_decay"]:
+                torch._foreach_mul_(parameters, 1 - eta * group["weight_decay"])
+            torch._foreach_add_(parameters, velocities)
+            if self._adaptive_damping is not None:
+                self._predict_change(parameters, eta, group["momentum"])
+
+    def _running(self, parameter: Tensor, name: str) -> Tensor:
+        state = self.state[parameter]
+        if name not in state:
+            state[name] = torch.zeros_like(parameter)
+        return state[name]
+
+    # ---------------------------------------------------------------------------------------------------- damping
+
+    @property
+    def reduction_due(self) -> bool:
+        """Whether `adapt_damping` should be called after the step just taken."""
+        return self._adaptive_damping is not None and self._updates % self._adaptive_damping.every == 0
+
+    def adapt_damping(self, loss_before: float | Tensor, loss_after: float | Tensor) -> None:
+        """Sets λ by the reduction ratio ρ = (h(θ+δ) − h(θ)) / M(δ), from the training loss of one batch, that of the
+        last step, before and after it. Martens & Grosse (2015), section 6.5."""
+        if self._adaptive_damping is None:
+            raise RuntimeError("adapt_damping needs KFAC(adaptive_damping=LevenbergMarquardt())")
+        change = float(loss_after) - float(loss_before)
+        self._reduction_ratio = change / self._predicted_change if self._predicted_change else math.nan
+        self.damping = self._adaptive_damping.adapted(self.damping, self._reduction_ratio)
+
+    def _predict_change(self, parameters: list[Tensor], eta: float, momentum: float) -> None:
+        """Adds M(v) = ∇hᵀv + ½ vᵀF̂v. As F̂Δ = ∇h, the response F̂v is the same running sum as v, of gradients instead
+        of directions, as far as F̂ changes little over the memory of the momentum."""
+        for parameter in parameters:
+            gradient, velocity = parameter.grad, self._running(parameter, "velocity")
+            if gradient is not None:
+                response = self._running(parameter, "response").mul_(momentum).add_(gradient, alpha=-eta)
+                self._predicted_change += (velocity * (gradient + response / 2)).sum().item()
+
+    # ------------------------------------------------------------------------------------------- insight and state
+
+    def coverage(self) -> Coverage:
+        """Which parameters are trained how: block, parameters, approximation, factor sizes. Print it. Whether a linear
+        map computes the logits, and so needs no lag factors, is known after the first statistics pass."""
+        rows = [row for block in self._estimator.blocks.values() for row in block.coverage()]
+        return Coverage([*rows, *(Row("—", name, "gradient", "") for name in self._estimator.uncovered)])
+
+    def stats(self) -> dict[str, float]:
+        """What to log: step size, predicted KL change (½η²·ΔᵀF̂Δ, nats per unit of the loss), damping, staleness in
+        updates, extremes of ψ̂, worst condition numbers, and counts of what went wrong."""
+        seen = [block.diagnostics for block in self._estimator.blocks.values() if block.diagnostics is not None]
+        return {
+            "step_size": self._step_size,
+            "predicted_kl": self._step_size**2 * self._curvature / 2,
+            "damping": self.damping,
+            "staleness": max(0, self._updates - 1 - self._inverses.made_from),
+            "psi_min": min((d.psi_min for d in seen), default=0.0),
+            "psi_max": max((d.psi_max for d in seen), default=0.0),
+            "psi_clipped": sum(d.clipped for d in seen),
+            "condition_A": max((d.condition_A for d in seen), default=1.0),
+            "condition_G": max((d.condition_G for d in seen), default=1.0),
+            "retries": sum(d.retries for d in seen),
+            "failed_inversions": self._inverses.failures,
+            "skipped_updates": self._skipped,
+            "reduction_ratio": self._reduction_ratio,
+        }
+
+    def pause(self) -> None:
+        """Stops background work until `resume`: while a clock stands still, it must get no time for free."""
+        self._inverses.pause()
+
+    def resume(self) -> None:
+        self._inverses.resume()
+
+    _NUMBERS = (
+        "damping", "kl_clip", "_updates", "_newest_statistics", "_next_case", "_skipped",
+        "_curvature", "_step_size", "_predicted_change", "_reduction_ratio",
+    )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers and tensors: loads with `weights_only=True` and continues bit for bit."""
+        state = super().state_dict()
+        state["kfac"] = {
+            "numbers": {name: getattr(self, name) for name in self._NUMBERS},
+            "estimator": self._estimator.state_dict(),
+            "inverses": self._inverses.state_dict(),
+        }
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises ValueError if the state is that of another model."""
+        state = state_dict["kfac"]
+        self._estimator.load_state_dict(state["estimator"])
+        self._inverses.load_state_dict(state["inverses"])
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != "kfac"})
+        for name, value in state["numbers"].items():
+            setattr(self, name, value)
+
+
+def _check(name: str, value: Any, holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {what}, got {value!r}")
