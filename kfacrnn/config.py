@@ -172,7 +172,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
 
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return discovery.unknown(group or "configuration", name, error.options or [])
+        options = [option for option in error.options or [] if not option.startswith("_")]
+        return discovery.unknown(group or "configuration", name, options)
     if isinstance(error, OverrideParseException):
         return f"'{error.override}' is no override: write key=value, such as optimizer.lr=0.1 ({_first_line(error)})"
     for override in overrides:

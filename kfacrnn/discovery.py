@@ -33,7 +33,8 @@ def load(package: str, name: str) -> ModuleType:
 
 
 def yaml_names(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    """Public YAML files: those that do not begin with an underscore."""
+    return sorted(path.stem for path in folder.glob("[!_]*.yaml"))
 
 
 def summary(path: Path) -> str:

@@ -1,0 +1,64 @@
+"""What the three K-FAC optimisers share: they differ in the approximation only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kfacrnn.schedules import Schedule
+from kfacrnn.settings import setting
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from kfacrnn.tasks import Task
+
+
+@dataclass
+class Config:
+    name: str = setting("kfac_indep, kfac_option1 or kfac_option2")
+    lr: float = setting("η_max, the largest step size", above=0)
+    kl_clip: float = setting("c, bound on twice the predicted KL change of an update", above=0)
+    kl_clip_decay: float = setting("ζ, factor on c after every update", above=0, at_most=1)
+    momentum: float = setting("momentum on the preconditioned updates", at_least=0, below=1)
+    damping: float = setting("λ, factored Tikhonov damping", above=0)
+    weight_decay: float = setting("decoupled weight decay, multiplied by the step size", at_least=0)
+    statistics_every: int = setting("updates between statistics passes", at_least=1)
+    statistics_fraction: float = setting("share of a batch's sequences in a statistics pass", above=0, at_most=1)
+    statistics_decay: float = setting("decay of the averages per statistics pass", at_least=0, below=1)
+    refresh_every: int = setting("updates between inverses", at_least=1)
+    refresh_delay: int = setting("0: inverses at once; d: in the background, in use d updates later", at_least=0)
+    max_dense: int = setting("factors of a larger dimension are diagonal", at_least=1)
+    clip: float | None = setting("largest global gradient norm; null: no clipping", above=0)
+    schedule: Schedule = setting("schedule of η_max")
+
+    def check(self) -> Iterator[str]:
+        if self.refresh_delay >= self.refresh_every:
+            yield f"refresh_delay={self.refresh_delay}: must be below refresh_every={self.refresh_every}"
+
+
+def build(approximation: str, model: nn.Module, config: Config, task: Task, seed: int) -> Optimizer:
+    from kfacrnn.kfac.optimizer import KFAC
+    from kfacrnn.optimizers import clip_gradients
+
+    optimizer = KFAC(
+        model,
+        approximation,
+        loss_scale=task.loss_scale,
+        lr=config.lr,
+        kl_clip=config.kl_clip,
+        kl_clip_decay=config.kl_clip_decay,
+        momentum=config.momentum,
+        damping=config.damping,
+        weight_decay=config.weight_decay,
+        statistics_every=config.statistics_every,
+        statistics_fraction=config.statistics_fraction,
+        statistics_decay=config.statistics_decay,
+        refresh_every=config.refresh_every,
+        refresh_delay=config.refresh_delay,
+        max_dense=config.max_dense,
+        seed=seed,
+    )
+    return clip_gradients(optimizer, config.clip)
