@@ -1,0 +1,26 @@
+"""Characters of the Penn Treebank, split and spelt as by Mikolov et al. (2012), for figure 2 of the paper."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+
+from kfacrnn.data import ptb
+from kfacrnn.tasks import DataSource
+from kfacrnn.tasks._language_model import Config, LanguageModelTask
+
+__all__ = ["Config", "build"]
+
+
+class PTBChar(LanguageModelTask):
+    unit: ClassVar[str] = "character"
+    metric: ClassVar[str] = "bits per character"
+
+    def to_metric(self, nats: float) -> float:
+        return nats / math.log(2)
+
+
+def build(config: Config, *, seed: int, device: torch.device, data: DataSource) -> PTBChar:
+    return PTBChar(config, ptb.load("char", root=data.root, source=data.source), device)

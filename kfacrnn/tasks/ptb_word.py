@@ -1,0 +1,29 @@
+"""Words of the Penn Treebank: the model and set-up of Zaremba et al. (2014), for figures 1 and 4 of the paper."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+
+from kfacrnn.data import ptb
+from kfacrnn.tasks import DataSource
+from kfacrnn.tasks._language_model import Config, LanguageModelTask
+
+__all__ = ["Config", "build"]
+
+
+class PTBWord(LanguageModelTask):
+    unit: ClassVar[str] = "word"
+    metric: ClassVar[str] = "perplexity"
+
+    def to_metric(self, nats: float) -> float:
+        try:
+            return math.exp(nats)
+        except OverflowError:  # a diverged run
+            return math.inf
+
+
+def build(config: Config, *, seed: int, device: torch.device, data: DataSource) -> PTBWord:
+    return PTBWord(config, ptb.load("word", root=data.root, source=data.source), device)
