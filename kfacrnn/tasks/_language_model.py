@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,8 +100,8 @@ class LanguageModelTask(ABC):
     Raises `UserError` when the training text is too short for a single batch.
     """
 
-    unit: ClassVar[str]
-    metric: ClassVar[str]
+    unit: str
+    metric: str
 
     def __init__(self, config: Config, corpus: Corpus, device: torch.device):
         self.config = config
@@ -111,12 +111,13 @@ class LanguageModelTask(ABC):
         self.chance = self.to_metric(math.log(self.vocabulary))
         self.loss_scale = float(config.bptt)
         self._streams = training_streams(corpus.train, config.batch_size).to(device)
-        self.updates_per_epoch = (len(self._streams) - 1) // config.bptt
-        if self.updates_per_epoch < 1:
+        self._batches = (len(self._streams) - 1) // config.bptt
+        if self._batches < 1:
             raise UserError(
                 f"task.batch_size={config.batch_size}: each stream has {len(self._streams):,} of {len(corpus.train):,} "
                 f"tokens, task.bptt={config.bptt} needs {config.bptt + 1:,}; lower one of them"
             )
+        self.updates_per_epoch: int | None = self._batches
         self._held_out = {
             split: evaluation_streams(tokens.to(device), corpus.line_end, config.eval_batch_size)
             for split, tokens in (("valid", corpus.valid), ("test", corpus.test))
@@ -131,7 +132,7 @@ class LanguageModelTask(ABC):
         return LanguageModel(self.vocabulary, self.config).to(self.device)  # drawn on the CPU: the same on any device
 
     def next_batch(self) -> Batch:
-        position = self._updates % self.updates_per_epoch
+        position = self._updates % self._batches
         if position == 0:
             self._carried = None
         start = position * self.config.bptt

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 
@@ -15,8 +14,8 @@ __all__ = ["Config", "build"]
 
 
 class PTBChar(LanguageModelTask):
-    unit: ClassVar[str] = "character"
-    metric: ClassVar[str] = "bits per character"
+    unit = "character"
+    metric = "bits per character"
 
     def to_metric(self, nats: float) -> float:
         return nats / math.log(2)

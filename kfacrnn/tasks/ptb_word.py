@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 
@@ -15,8 +14,8 @@ __all__ = ["Config", "build"]
 
 
 class PTBWord(LanguageModelTask):
-    unit: ClassVar[str] = "word"
-    metric: ClassVar[str] = "perplexity"
+    unit = "word"
+    metric = "perplexity"
 
     def to_metric(self, nats: float) -> float:
         try:
