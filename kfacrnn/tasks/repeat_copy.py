@@ -153,6 +153,7 @@ class RepeatCopy:
 
     def __init__(self, config: Config, seed: int, device: torch.device):
         self.config, self.device = config, device
+        self.checksums: dict[str, str] = {}
         self.generator = _generator("train", seed)
         self.held_out = {
             split: draw(config, config.eval_sequences, _generator(split)).to(device) for split in ("valid", "test")
