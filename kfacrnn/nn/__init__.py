@@ -1,1 +1,8 @@
 """Recurrent layers whose linear maps can be captured: drop-ins for `torch.nn`."""
+
+from kfacrnn.nn.convert import convert
+from kfacrnn.nn.dnc import DNC
+from kfacrnn.nn.layer_norm_lstm import LayerNormLSTM
+from kfacrnn.nn.lstm import LSTM
+
+__all__ = ["DNC", "LSTM", "LayerNormLSTM", "convert"]

@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torch import nn
+
+from kfacrnn.nn import LSTM, LayerNormLSTM, convert
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, recurrent):
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+        self.stack = nn.ModuleDict({"recurrent": recurrent})
+
+    def forward(self, tokens):
+        return self.stack["recurrent"](self.embedding(tokens))[0]
+
+
+def test_every_lstm_is_swapped_and_results_do_not_change():
+    torch.manual_seed(0)
+    model = LanguageModel(nn.LSTM(4, 5, num_layers=2, dropout=0.5)).eval()
+    tokens = torch.randint(7, (6, 3))
+    before = model(tokens)
+    assert convert(model) is model
+    recurrent = model.stack["recurrent"]
+    assert type(recurrent) is LSTM
+    assert not recurrent.training
+    assert torch.equal(model(tokens), before)
+    assert [map.name for map in recurrent.maps()] == ["l0", "l1"]
+
+
+def test_an_optimizer_made_before_moves_the_parameters_after():
+    model = LanguageModel(nn.LSTM(4, 5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    convert(model)
+    before = model.stack["recurrent"].weight_hh_l0.clone()
+    model(torch.randint(7, (6, 3))).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(model.stack["recurrent"].weight_hh_l0, before)
+
+
+def test_a_shared_layer_stays_shared_and_hooks_stay_in_place():
+    lstm, calls = nn.LSTM(4, 4), []
+    lstm.register_forward_hook(lambda *_: calls.append(1))
+    model = convert(nn.ModuleList([lstm, lstm]))
+    assert model[0] is model[1]
+    model[0](torch.randn(2, 1, 4))
+    assert calls == [1]
+
+
+def test_a_bare_lstm_is_returned_converted():
+    lstm = nn.LSTM(4, 5)
+    assert type(convert(lstm)) is LSTM
+
+
+def test_what_is_capturable_already_is_left_alone():
+    model = nn.ModuleList([LSTM(4, 5), LayerNormLSTM(4, 5)])
+    assert [type(layer) for layer in convert(model)] == [LSTM, LayerNormLSTM]
+
+
+class Subclass(nn.LSTM):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (nn.GRU(4, 5), "GRU"),
+        (nn.RNN(4, 5), "RNN"),
+        (nn.RNNCell(4, 5), "RNNCell"),
+        (nn.LSTMCell(4, 5), "LSTMCell"),
+        (Subclass(4, 5), "Subclass"),
+        (nn.LSTM(4, 5, bidirectional=True), "bidirectional"),
+        (nn.LSTM(4, 5, proj_size=2), "proj_size=2"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_captured_is_named_and_nothing_is_changed(layer, reason):
+    model = nn.ModuleList([nn.LSTM(4, 5), LanguageModel(layer)])
+    with pytest.raises(ValueError, match=rf"1\.stack\.recurrent.*{reason}"):
+        convert(model)
+    assert type(model[0]) is nn.LSTM
