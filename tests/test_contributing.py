@@ -65,7 +65,7 @@ def test_what_is_shown_is_listed_trained_swept_drawn_and_passes_the_contract(che
     listing, training, sweep, figure, contract = said.values()
     assert "Lion: the sign of a momentum" in listing
     assert "running parity of random bits" in listing
-    assert "done at update 60" in training
+    assert "done at update 200" in training
     assert "2/2 done" in sweep
     assert str(Path("results", "figures", "parity.png")) in figure
     assert (checkout / "results" / "figures" / "parity.png").is_file()
