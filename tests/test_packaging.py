@@ -162,11 +162,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_package_its_configs_and_its_experiments(wheel: Path) -> None:
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "kfacrnn").rglob("*.py")}
-    folders = ("configs", "experiments")
-    data = {f"kfacrnn/{p.relative_to(ROOT).as_posix()}" for f in folders for p in (ROOT / f).rglob("*.yaml")}
-    assert code | data <= held
-    assert {name for name in held - code - data if not name.endswith((".typed", ".mplstyle"))} == set()
+    package = {path for path in (ROOT / "kfacrnn").rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    data = {path for folder in ("configs", "experiments") for path in (ROOT / folder).rglob("*.yaml")}
+    expected = {path.relative_to(ROOT).as_posix() for path in package}
+    expected |= {f"kfacrnn/{path.relative_to(ROOT).as_posix()}" for path in data}
+    assert held == expected
 
 
 @pytest.mark.slow
