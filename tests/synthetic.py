@@ -1,0 +1,56 @@
+"""Finished runs without training: what `kfacrnn.train` leaves in a result store, with numbers of a test's choosing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kfacrnn.plan import PlannedRun
+from kfacrnn.store import write_json
+
+TINY = [
+    *("task=repeat_copy", "task.hidden=4", "task.slots=2", "task.word_size=2", "task.read_heads=1", "task.bits=2"),
+    *("task.batch_size=2", "task.eval_sequences=2", "task.sequences=1", "task.min_length=1", "task.max_length=1"),
+    *("task.min_repeats=1", "task.max_repeats=1", "threads=1", "budget.updates=4", "budget.log_every=2"),
+    *("budget.eval_every=0", "budget.checkpoint_every=2"),
+]
+"""Overrides for runs of a moment: chance level is 2 ln 2 nats per sequence."""
+
+FIGURE = "{title: Tiny, y: {metric: train/metric, label: loss, scale: linear}}"
+
+
+def write_experiment(path: Path, methods: str, *, seeds: str = "[1]", common: Sequence[str] = (), **more: str) -> str:
+    """An experiment of tiny runs at `path`; every value is YAML in one line."""
+    described = {"description": path.stem, "common": f"[{', '.join([*TINY, *common])}]", "seeds": seeds}
+    described |= {"methods": methods, "figure": FIGURE} | more
+    path.write_text("\n".join(f"{key}: {value}" for key, value in described.items()) + "\n")
+    return str(path)
+
+
+def store(
+    planned: PlannedRun,
+    nats: Sequence[float],
+    *,
+    every: int = 1,
+    seconds: Sequence[float] | None = None,
+    state: str = "done",
+    jobs: int = 1,
+    cpu: str = "Abacus 1",
+    task: dict[str, Any] | None = None,
+    metric: Sequence[float] | None = None,
+) -> None:
+    """Puts a run into its folder: a row of `nats` after every `every` updates."""
+    folder = planned.folder
+    folder.path.mkdir(parents=True)
+    (folder.path / "config.yaml").write_text("{}\n")
+    session = {"commit": "c0ffee", "dirty": False, "hardware": {"cpu": cpu, "cores": 2}, "jobs": jobs}
+    task = task or {"unit": "sequence", "metric": "nats per sequence", "chance": 1.386}
+    write_json(folder.path / "meta.json", {"run_id": folder.run_id, "task": task, "sessions": [session]})
+    for index, value in enumerate(nats):
+        update = (index + 1) * every
+        second = seconds[index] if seconds else float(update)
+        shown = metric[index] if metric else value
+        row = {"time_train_s": second, "time_wall_s": 2 * second, "train/nats": value, "train/metric": shown}
+        folder.append({"update": update, "memory_mb": 1, **row})
+    folder.set_status(state, update=len(nats) * every, updates=planned.run.budget.updates)
