@@ -53,11 +53,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: list[str]) -> int:
     if arguments[:1] == ["train"]:
         return _train(arguments[1:])
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     if "run" not in options:
         _parser().print_help()
         return 0
     return options.run(options) or 0
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    """Parses the arguments; unlike argparse itself, lets overrides stand between and after flags."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and ("overrides" not in options or any(argument.startswith("-") for argument in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,8 +102,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for sub in (sweep, status, figure):
         sub.add_argument("--results", default="results", metavar="DIR", help="the result store (default results)")
-        if sub is not figure:
-            sub.add_argument("overrides", nargs="*", help="Hydra overrides for every run, such as budget.updates=50")
+        sub.add_argument("overrides", nargs="*", help="Hydra overrides for every run, such as budget.updates=50")
 
     listing = command("list", _list, "what there is: tasks, optimisers, experiments, runs", "list runs")
     listing.add_argument("kind", nargs="?", help="tasks, optimizers, budgets, trackers, experiments or runs")
@@ -136,7 +146,14 @@ def _status(options: argparse.Namespace) -> int:
 def _figure(options: argparse.Namespace) -> int:
     from kfacrnn import figures
 
-    for path in figures.figure(options.experiment, results=options.results, source=options.source, out=options.out):
+    written = figures.figure(
+        options.experiment,
+        results=options.results,
+        source=options.source,
+        out=options.out,
+        overrides=options.overrides,
+    )
+    for path in written:
         print(path)
     return 0
 
