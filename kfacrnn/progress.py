@@ -48,5 +48,6 @@ class Progress:
         now = time.monotonic()
         if now - self._spoke >= PLAIN_EVERY or done == self._total:
             self._spoke = now
-            left = (now - self._began) / max(1, done - self._start) * (self._total - done)
-            print(f"{self._title}: {done}/{self._total}, {note}, {duration(left)} left", file=sys.stderr, flush=True)
+            made, left = done - self._start, self._total - done
+            rest = f", {duration((now - self._began) / made * left)} left" if made else ""
+            print(f"{self._title}: {done}/{self._total}, {note}{rest}", file=sys.stderr, flush=True)

@@ -74,7 +74,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / "run.lock")
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=1)  # who asks for the state of a run holds its lock for a moment
         except OSError as error:
             if isinstance(error, Timeout):
                 raise UserError(f"run {self.run_id} is being written by process {self.status().get('pid')}") from error
