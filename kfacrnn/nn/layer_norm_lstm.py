@@ -6,6 +6,10 @@
 LN(z; gain, shift) = gain ⊙ (z − mean) / √(variance + ε) + shift over the whole vector. The paper gives each of the two
 gate terms a shift of its own; only their sum matters, so one is kept. What depends on x_t alone is done for all steps
 at once, outside the loop. Knows nothing of Fisher blocks.
+
+The hand-written backward is no clear gain everywhere. Process CPU of autograd over the same loop, divided by ours (one
+thread of a busy machine, three repeats; T, B, hidden): float32 100, 200, 128: 0.95–1.14; 100, 25, 128: 0.99–1.05;
+35, 100, 650: 1.01–1.07. bfloat16 autocast, in the same order: 0.84–0.94 (ours is slower), 1.15–1.26, 1.16–1.25.
 """
 
 from __future__ import annotations
