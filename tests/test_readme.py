@@ -11,7 +11,7 @@ PAGE = (ROOT / "README.md").read_text()
 
 def test_the_language_model_of_the_readme_learns_with_two_lines_more_than_with_adam() -> None:
     (snippet,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(snippet.splitlines()) <= 24
+    assert len(snippet.splitlines()) <= 28
     names: dict[str, object] = {}
     exec(compile(snippet, "README.md", "exec"), names)
     losses = names["losses"]
