@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kfacrnn.curves import Row
-from kfacrnn.experiment import Experiment
+from kfacrnn.experiment import Axis, Experiment
 
 COLOURS = {
     "sgd": "#000000",
@@ -28,6 +28,7 @@ COLOURS = {
     "muon": "#7B5AA6",
 }
 OTHER_COLOURS = ("#882255", "#44AA99", "#999933", "#AA4499", "#117733", "#332288")
+LEGEND_COLUMNS, LEGEND_ROW = 3, 0.19  # inches
 X_LABELS = {"updates": "updates", "seconds": "seconds of training"}
 METADATA: dict[str, dict[str, None]] = {
     "png": {"Software": None},
@@ -44,12 +45,10 @@ def draw(described: Experiment, rows: Sequence[Row]) -> dict[str, bytes]:
     panels, picture = described.figure.panels, described.figure
     with style.context(["default", Path(__file__).with_name("kfacrnn.mplstyle")]):
         page = Figure()
-        if len(panels) == 1:
-            page.set_figwidth(page.get_figwidth() * 0.64)
+        legend = _legend(described, rows)
+        page.set_figheight(page.get_figheight() + LEGEND_ROW * ((len(legend) - 1) // LEGEND_COLUMNS))
         axes = page.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        axes[0].set_yscale(picture.y.scale)
-        axes[0].set_ylim(picture.y.limits or _limits(rows, picture.chance, picture.y.scale))
-        axes[0].set_ylabel(picture.y.label)
+        _scale(axes[0], picture.y, picture.y.limits or _limits(rows, picture.chance, picture.y.scale))
         for ax, panel in zip(axes, panels, strict=True):
             _draw_panel(ax, described, [row for row in rows if row.panel == panel])
             ax.set_xlabel(X_LABELS[panel])
@@ -58,14 +57,25 @@ def draw(described: Experiment, rows: Sequence[Row]) -> dict[str, bytes]:
             else:
                 _say_what_is_missing(ax, described, rows)
         page.suptitle(picture.title, fontsize=10)
-        handles = _legend(axes[0], described, rows)
-        page.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3))
+        page.legend(handles=legend, loc="outside lower center", ncols=min(len(legend), LEGEND_COLUMNS))
         return {suffix: _file(page, suffix) for suffix in METADATA}
 
 
 def colour(optimizer: str) -> str:
     """The optimiser's colour in every figure; one that is not listed gets one by the letters of its name."""
     return COLOURS.get(optimizer, OTHER_COLOURS[sum(optimizer.encode()) % len(OTHER_COLOURS)])
+
+
+def _scale(ax: Any, axis: Axis, limits: Sequence[float]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    ax.set_yscale(axis.scale)
+    ax.set_ylim(*limits)
+    ax.set_ylabel(axis.label)
+    if axis.scale == "log":  # 200, not 2 × 10²
+        ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+        for set_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            set_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _draw_panel(ax: Any, described: Experiment, rows: Sequence[Row]) -> None:
@@ -104,18 +114,20 @@ def _say_what_is_missing(ax: Any, described: Experiment, rows: Sequence[Row]) ->
     missing = sum(_runs(rows, "updates", name) - _runs(rows, "seconds", name) for name in described.methods)
     if missing:
         text = f"without {missing} that shared the machine"
-        ax.text(1, 1, text, transform=ax.transAxes, ha="right", va="top", color="0.3", fontsize=8.5)
+        ax.text(1, 1.01, text, transform=ax.transAxes, ha="right", va="bottom", color="0.3", fontsize=8.5)
 
 
-def _legend(ax: Any, described: Experiment, rows: Sequence[Row]) -> list[Any]:
+def _legend(described: Experiment, rows: Sequence[Row]) -> list[Any]:
+    from matplotlib.lines import Line2D
+
     handles = []
     for name, method in described.methods.items():
         diverged = sum(row.n for row in rows if row.panel == "diverged" and row.line == name)
         runs = max(diverged, _runs(rows, "updates", name))
         if runs:
             note = f"n = {runs}, {diverged} diverged" if diverged else f"n = {runs}"
-            label = f"{method.label or name} ({note})"
-            handles += ax.plot([], [], color=colour(method.optimizer), linestyle=method.style, label=label)
+            look: dict[str, Any] = {"color": colour(method.optimizer), "linestyle": method.style}
+            handles.append(Line2D([], [], **look, label=f"{method.label or name} ({note})"))
     return handles
 
 
