@@ -1,0 +1,226 @@
+"""The numbers of a figure against hand computation, its files against themselves, its refusals in one line each."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kfacrnn import experiment, figures
+from kfacrnn.curves import Curve, over_seconds, over_updates, quantile
+from kfacrnn.drawing import COLOURS, colour
+from kfacrnn.errors import UserError
+from kfacrnn.plan import Plan, PlannedRun
+from tests.synthetic import FIGURE, store, write_experiment
+
+METHODS = "{SGD: {optimizer: sgd, label: Steepest}, Adam: {optimizer: adam, style: dashed}}"
+FILES = ("png", "svg", "pdf")
+
+
+def identity(nats: float) -> float:
+    return nats
+
+
+def confirmation(path: str, results: Path, method: str) -> list[PlannedRun]:
+    return Plan(experiment.load(path), str(results)).confirmation(method)
+
+
+def drawn(path: str, results: Path, **more: str) -> list[dict[str, str]]:
+    """Draws the figure and returns the rows of its CSV."""
+    table = next(file for file in figures.figure(path, results=str(results), **more) if file.suffix == ".csv")
+    with table.open() as file:
+        return list(csv.DictReader(file))
+
+
+def column(rows: list[dict[str, str]], panel: str, line: str, key: str) -> list[float]:
+    return [float(row[key]) for row in rows if (row["panel"], row["line"]) == (panel, line)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 8])
+@pytest.mark.parametrize("q", [0.0, 0.25, 0.5, 0.75, 1.0])
+def test_quantiles_are_those_of_numpy(count: int, q: float) -> None:
+    values = sorted(np.random.default_rng(count).normal(size=count).tolist())
+    assert quantile(values, q) == pytest.approx(np.quantile(values, q), abs=1e-12)
+
+
+def test_the_band_is_the_range_below_five_seeds_and_the_middle_half_from_five_on() -> None:
+    curves = [Curve((1,), (1.0,), (value,)) for value in (4.0, 0.0, 1.0, 2.0, 3.0)]
+    (four,) = over_updates("line", curves[:4], identity)
+    (five,) = over_updates("line", curves, identity)
+    assert (four.low, four.median, four.high, four.n) == (0.0, 1.5, 4.0, 4)
+    assert (five.low, five.median, five.high, five.n) == (1.0, 2.0, 3.0, 5)
+
+
+def test_nats_are_averaged_before_they_become_perplexity() -> None:
+    curves = [Curve((1,), (1.0,), (nats,)) for nats in (1.0, 3.0)]
+    (row,) = over_updates("line", curves, math.exp)
+    assert row.median == pytest.approx(math.exp(2.0))  # not the mean of e and e³
+    assert (row.low, row.high) == (math.exp(1.0), math.exp(3.0))
+
+
+def test_seconds_are_interpolated_on_common_ground_and_never_extrapolated() -> None:
+    slow = Curve((10, 20, 30), (2.0, 4.0, 6.0), (3.0, 2.0, 1.0))
+    fast = Curve((10, 20, 30), (1.0, 2.0, 5.0), (6.0, 4.0, 1.0))
+    rows = over_seconds("line", [slow, fast], identity)
+    assert [row.x for row in rows] == [2.0, 3.5, 5.0]  # from where both have begun to where the first has ended
+    assert [row.low for row in rows] == pytest.approx([3.0, 2.25, 1.0])
+    assert [row.high for row in rows] == pytest.approx([4.0, 2.5, 1.5])
+    assert {row.n for row in rows} == {2}
+
+
+def test_a_diverged_run_counts_as_infinitely_bad_from_there_on() -> None:
+    good = [Curve((1, 2), (1.0, 2.0), (1.0, value)) for value in (0.5, 0.7)]
+    bad = Curve((1,), (1.0,), (0.1,), diverged=True)
+    rows = over_updates("line", [*good, bad], identity)
+    assert [(row.median, row.high, row.n) for row in rows] == [(1.0, 1.0, 3), (0.7, math.inf, 3)]
+    assert over_seconds("line", [*good, bad], identity)[-1].high == math.inf
+
+
+def test_the_csv_holds_what_the_runs_hold(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS, seeds="[1, 2, 3]")
+    for run, last in zip(confirmation(path, tmp_path, "SGD"), (1.0, 2.0, 4.0), strict=True):
+        store(run, [5.0, last], every=2)
+    for run in confirmation(path, tmp_path, "Adam"):
+        store(run, [4.0, 0.5], every=2)
+    rows = drawn(path, tmp_path)
+    assert list(rows[0]) == ["panel", "line", "x", "median", "low", "high", "n"]
+    assert column(rows, "updates", "SGD", "x") == [2, 4]
+    assert column(rows, "updates", "SGD", "median") == [5.0, 2.0]
+    assert column(rows, "updates", "SGD", "low") == [5.0, 1.0]
+    assert column(rows, "updates", "SGD", "high") == [5.0, 4.0]
+    assert column(rows, "seconds", "Adam", "median") == [4.0, 0.5]
+    assert {row["n"] for row in rows} == {"3"}
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_a_figure_redraws_from_its_csv_byte_for_byte(tmp_path: Path, scale: str) -> None:
+    picture = FIGURE.replace("linear", scale)
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS, seeds="[1, 2]", figure=picture)
+    for method in ("SGD", "Adam"):
+        first, second = confirmation(path, tmp_path, method)
+        store(first, [3.0, 2.0, 1.0, 0.1 + 0.2])
+        store(second, [3.0, 2.0], state="diverged")
+    drawn(path, tmp_path)
+    original, again = tmp_path / "figures", tmp_path / "again"
+    again.mkdir()
+    (again / "tiny.csv").write_bytes((original / "tiny.csv").read_bytes())
+    written = figures.figure(path, results="nowhere", source="csv", out=str(again))
+    assert sorted(written) == sorted(again / f"tiny.{suffix}" for suffix in FILES)
+    for suffix in FILES:
+        assert (again / f"tiny.{suffix}").read_bytes() == (original / f"tiny.{suffix}").read_bytes()
+
+
+def test_the_legend_counts_runs_and_divergences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib.figure
+
+    labels: list[str] = []
+    draw_legend = matplotlib.figure.Figure.legend
+
+    def spy(self: matplotlib.figure.Figure, *args: object, **kwargs: object) -> object:
+        labels.extend(handle.get_label() for handle in kwargs["handles"])  # type: ignore[attr-defined]
+        return draw_legend(self, *args, **kwargs)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "legend", spy)
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS, seeds="[1, 2]")
+    first, second = confirmation(path, tmp_path, "SGD")
+    store(first, [1.0, 1.0])
+    store(second, [], state="diverged")
+    store(confirmation(path, tmp_path, "Adam")[0], [1.0, 1.0])
+    drawn(path, tmp_path)
+    assert labels == ["Steepest (n = 2, 1 diverged)", "Adam (n = 1)"]
+
+
+def test_runs_that_shared_the_machine_are_kept_out_of_the_panel_of_seconds(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS, seeds="[1, 2]")
+    first, second = confirmation(path, tmp_path, "SGD")
+    store(first, [2.0, 1.0])
+    store(second, [2.0, 1.0], jobs=2)
+    for run in confirmation(path, tmp_path, "Adam"):
+        store(run, [2.0, 1.0], jobs=2)
+    rows = drawn(path, tmp_path)
+    assert column(rows, "updates", "SGD", "n") == [2, 2]
+    assert column(rows, "seconds", "SGD", "n") == [1, 1]
+    assert column(rows, "seconds", "Adam", "n") == []
+    svg = (tmp_path / "figures" / "tiny.svg").read_text()
+    assert "<!-- without 3 that shared the machine -->" in svg
+
+
+def test_a_time_axis_does_not_mix_hardware_unless_asked_to(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS)
+    store(confirmation(path, tmp_path, "SGD")[0], [2.0, 1.0], cpu="Abacus 1")
+    store(confirmation(path, tmp_path, "Adam")[0], [2.0, 1.0], cpu="Abacus 2")
+    with pytest.raises(UserError, match=r"mix hardware: .*Abacus 1.*Abacus 2.*mix_hardware: true"):
+        drawn(path, tmp_path)
+    for allowed in ("mix_hardware: true", "panels: [updates]"):
+        path = write_experiment(tmp_path / "tiny.yaml", METHODS, figure=FIGURE.replace("}}", f"}}, {allowed}}}"))
+        assert drawn(path, tmp_path)
+
+
+def test_every_line_leads_back_to_its_runs_and_to_how_its_settings_were_chosen(tmp_path: Path) -> None:
+    methods = "{SGD: {optimizer: sgd, grid: {optimizer.lr: [0.1, 0.2]}}}"
+    path = write_experiment(tmp_path / "tiny.yaml", methods, seeds="[1, 2, 3]", tune="{seed: 0}")
+    worse, better = Plan(experiment.load(path), str(tmp_path)).tuning["SGD"]
+    store(worse, [3.0, 3.0, 3.0, 3.0], state="diverged")
+    store(better, [3.0, 2.0, 2.0, 1.0])
+    first, second, third = confirmation(path, tmp_path, "SGD")
+    store(first, [3.0, 2.0])
+    store(second, [3.0], state="diverged")
+    store(third, [3.0], state="failed")
+    drawn(path, tmp_path)
+    (line,) = json.loads((tmp_path / "figures" / "tiny.json").read_text())["lines"]
+    assert line["chosen"] == {"optimizer.lr": 0.2}
+    assert line["selection"] == "least train/nats, mean over the last 50 updates"
+    assert [(trial["choice"]["optimizer.lr"], trial["score"]) for trial in line["trials"]] == [(0.1, None), (0.2, 2.0)]
+    assert [run["run_id"] for run in line["runs"]] == [first.run.run_id, second.run.run_id]
+    assert line["runs"][0]["commits"] == ["c0ffee"]
+    assert line["runs"][0]["hardware"] == ["cpu Abacus 1, cores 2"]
+    assert line["seeds"] == {"used": [1, 2], "diverged": [2], "failed": [3], "missing": []}
+
+
+def test_unfinished_runs_are_left_out_and_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS, seeds="[1, 2]")
+    with pytest.raises(UserError, match=r"tiny has no finished run in .*; kfacrnn sweep"):
+        drawn(path, tmp_path)
+    finished, stopped = confirmation(path, tmp_path, "SGD")
+    store(finished, [2.0, 1.0])
+    store(stopped, [7.0], state="interrupted")
+    assert column(drawn(path, tmp_path), "updates", "SGD", "high") == [2.0, 1.0]
+    assert capsys.readouterr().err.splitlines() == ["SGD: 1 of 2 runs are finished", "Adam: 0 of 2 runs are finished"]
+
+
+def test_chance_levels_and_conversions_are_held_against_the_task(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS, figure=FIGURE.replace("}}", "}, chance: 2.0}"))
+    (sgd,), (adam,) = (confirmation(path, tmp_path, method) for method in ("SGD", "Adam"))
+    store(sgd, [1.0], task={"unit": "word", "metric": "perplexity", "chance": 3.0}, metric=[math.e])
+    with pytest.raises(UserError, match=r"figure.chance=2.0: the task says 3 perplexity"):
+        drawn(path, tmp_path)
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS)
+    assert column(drawn(path, tmp_path), "updates", "SGD", "median") == [math.e]
+    store(adam, [1.0], metric=[0.25])
+    with pytest.raises(UserError, match="draw nats instead"):
+        drawn(path, tmp_path)
+
+
+def test_a_csv_that_does_not_belong_to_the_experiment_is_refused(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS)
+    with pytest.raises(UserError, match=r"cannot read .*tiny\.csv"):
+        figures.figure(path, results=str(tmp_path), source="csv", out=str(tmp_path))
+    (tmp_path / "tiny.csv").write_text("panel,line,x,median,low,high,n\nupdates,Adamm,1,1,1,1,1\n")
+    with pytest.raises(UserError, match="no such method in tiny: 'Adamm'; did you mean 'Adam'"):
+        figures.figure(path, results=str(tmp_path), source="csv", out=str(tmp_path))
+    (tmp_path / "tiny.csv").write_text("line,x,y\n")
+    with pytest.raises(UserError, match="the first line must be panel,line,x,median,low,high,n"):
+        figures.figure(path, results=str(tmp_path), source="csv", out=str(tmp_path))
+    with pytest.raises(UserError, match="no such source of a figure: 'result'; did you mean 'results'"):
+        figures.figure(path, results=str(tmp_path), source="result")
+
+
+def test_an_optimiser_has_one_colour_and_a_new_one_gets_a_free_one() -> None:
+    assert len(set(COLOURS.values())) == len(COLOURS)
+    assert colour("sgd") == COLOURS["sgd"]
+    assert colour("toy") == colour("toy")
+    assert colour("toy") not in COLOURS.values()
