@@ -49,7 +49,7 @@ test-full: lint ## every test; the summary goes to results/test-full.txt
 	@mkdir -p results
 	set -o pipefail; { \
 		$(BIN)/python -c 'from kfacrnn import provenance as p; print(p.now(), p.commit(), p.versions(), p.hardware(), sep="\n")'; \
-		$(PYTEST) -m '' -rs --durations=10; \
+		$(PYTEST) -m '' -rs --durations=10 --disable-warnings; \
 	} 2>&1 | tee results/test-full.txt
 
 lint: install ## ruff and mypy
