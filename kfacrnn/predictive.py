@@ -52,11 +52,13 @@ class _Predictive:
             logits = logits.transpose(0, 1)
             mask = mask if mask is None else mask.transpose(0, 1)
         steps, cases = logits.shape[:2]
-        if mask is not None and mask.shape != (steps, cases):
-            raise ValueError(f"mask must be [T, B] = [{steps}, {cases}], got {list(mask.shape)}")
+        if mask is not None and (mask.shape != (steps, cases) or mask.dtype != torch.bool):
+            raise ValueError(f"mask must be bool [T, B] = [{steps}, {cases}], got {mask.dtype} {list(mask.shape)}")
         if lengths is not None:
-            if lengths.shape != (cases,):
-                raise ValueError(f"lengths must be [B] = [{cases}], got {list(lengths.shape)}")
+            if lengths.shape != (cases,) or lengths.is_floating_point():
+                raise ValueError(f"lengths must be integers [B] = [{cases}], got {lengths.dtype} {list(lengths.shape)}")
+            if not ((lengths >= 1) & (lengths <= steps)).all():
+                raise ValueError(f"lengths must lie between 1 and T = {steps}, got {lengths.tolist()}")
             inside = torch.arange(steps, device=logits.device)[:, None] < lengths.to(logits.device)
             mask = inside if mask is None else mask & inside
         self.logits = logits
@@ -82,6 +84,7 @@ class Categorical(_Predictive):
         return (logits - noise.log_()).argmax(-1)
 
     def log_loss(self, targets: Tensor) -> Tensor:
+        targets = self._masked(targets)  # what is not predicted may hold any value, one that is no class included
         losses = F.cross_entropy(_at_least_float32(self.logits).flatten(0, 1), targets.flatten(), reduction="none")
         return self._masked(losses.view(targets.shape)).sum(0)
 
@@ -100,7 +103,7 @@ class Bernoulli(_Predictive):
         return (torch.rand(p.shape, generator=generator, device=p.device) < p).to(p.dtype)
 
     def log_loss(self, targets: Tensor) -> Tensor:
-        logits = _at_least_float32(self.logits)
+        logits, targets = _at_least_float32(self.logits), self._masked(targets)
         losses = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
         return self._masked(losses).sum((0, 2))
 
