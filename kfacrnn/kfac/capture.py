@@ -48,6 +48,7 @@ class EmbeddingMap:
 
     name: str
     weight: Tensor
+    padding_idx: int | None = None  # a row that torch keeps from learning
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -119,7 +120,7 @@ class Recorder:
         tape = Tape()
         with ExitStack() as stack:
             for module, map in self._hooked:
-                stack.callback(module.register_forward_hook(_hook(map, tape)).remove)
+                stack.callback(module.register_forward_hook(_hook(map, tape), with_kwargs=True).remove)
             for module in self._capturable:
                 module.tape = tape
                 stack.callback(setattr, module, "tape", None)
@@ -130,17 +131,18 @@ def _hooked_map(name: str, module: nn.Module) -> Map | None:
     if isinstance(module, nn.Linear):
         return LinearMap(name, (module.weight,), () if module.bias is None else (module.bias,))
     if isinstance(module, nn.Embedding) and not (module.max_norm or module.scale_grad_by_freq or module.sparse):
-        return EmbeddingMap(name, module.weight)
+        return EmbeddingMap(name, module.weight, module.padding_idx)
     if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1 and module.elementwise_affine:
         return ElementwiseMap(name, module.weight, module.bias)
     return None
 
 
-def _hook(map: Map, tape: Tape) -> Callable[[Any, tuple[Tensor, ...], Tensor], None]:
-    def record(module: Any, inputs: tuple[Tensor, ...], s: Tensor) -> None:
-        a = inputs[0]
+def _hook(map: Map, tape: Tape) -> Callable[[Any, tuple[Tensor, ...], dict[str, Tensor], Tensor], Tensor]:
+    def record(module: Any, inputs: tuple[Tensor, ...], named: dict[str, Tensor], s: Tensor) -> Tensor:
+        a = inputs[0] if inputs else named["input"]
         if isinstance(map, ElementwiseMap):
             a = F.layer_norm(a, module.normalized_shape, eps=module.eps)
         tape.record(map, a, s, time_first=None)
+        return s.clone()  # for an activation that works in place, which would make s its own output
 
     return record
