@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -85,9 +86,17 @@ class Block(ABC):
     @abstractmethod
     def coverage(self) -> list[Row]: ...
 
+    @abstractmethod
+    def _shapes(self) -> list[tuple[int, ...]]:
+        """Of the averages."""
+
     @property
     def diagnostics(self) -> Diagnostics | None:
         return getattr(self.inverse, "diagnostics", None)
+
+    @property
+    def has_gradient(self) -> bool:
+        return any(p.grad is not None for p in self.parameters)
 
     def gradients(self) -> list[Tensor]:
         return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
@@ -101,9 +110,12 @@ class Block(ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.is_output, self.is_logits = state["is_output"], state["is_logits"]
+        shapes = [tuple(total.shape) for total in state["average"]["sums"]]
+        if shapes and shapes != self._shapes():
+            raise ValueError(f"the state is that of another model: {self.name} has factors {shapes} there")
         self.average.load_state_dict(state["average"], self.parameters[0].device)
         self.inverse = self.restored(state["inverse"])
-        self.is_output, self.is_logits = state["is_output"], state["is_logits"]
 
     def restored(self, inverse: Any) -> Any:
         """The inverse that `plain` made into plain containers, on the parameters' device."""
@@ -152,6 +164,10 @@ class KroneckerBlock(Block):
                 factors.add_moments(M0, M1, g_split, sequences.observed)
 
     @abstractmethod
+    def gradients_of(self, a: Tensor, g: Tensor) -> list[Tensor]:
+        """The gradient of every parameter that a_t and g_t add up to."""
+
+    @abstractmethod
     def _observe_inputs(self, A0: Tensor, A1: Tensor | None, a: Tensor, sequences: Sequences) -> None: ...
 
     def inversion(self, damping: float) -> Callable[[], FisherInverse]:
@@ -175,16 +191,16 @@ class KroneckerBlock(Block):
 
     def coverage(self) -> list[Row]:
         approximation = self.curvature.approximation if self.has_lags else "indep"
-        names = self.split_names()
+        starts = accumulate(self.rows, initial=0)
         return [
             Row(
                 f"{self.name}.{split}" if split else self.name,
-                ", ".join(self.parameter_names),
+                ", ".join(f"{name}[{start}:{start + rows}]" if split else name for name in self.parameter_names),
                 approximation,
                 f"A {self.columns}{'' if self.dense_A else ' diagonal'}"
                 f" · G {rows}{'' if self._is_dense(rows) else ' diagonal'}",
             )
-            for split, rows in zip(names, self.rows, strict=True)
+            for split, rows, start in zip(self.split_names(), self.rows, starts, strict=False)
         ]
 
     def split_names(self) -> list[str]:
@@ -209,6 +225,10 @@ class LinearBlock(KroneckerBlock):
     def _observe_inputs(self, A0: Tensor, A1: Tensor | None, a: Tensor, sequences: Sequences) -> None:
         a = factors.with_homogeneous_coordinate(a) if self.map.biases else a
         factors.add_moments(A0, A1, sequences.without_padding(a), sequences.observed)
+
+    def gradients_of(self, a: Tensor, g: Tensor) -> list[Tensor]:
+        a, g = a.flatten(0, -2), g.flatten(0, -2)
+        return [*(g.mT @ a).split(self.widths, 1), *([g.sum(0)] * len(self.map.biases))]
 
     def direction(self, loss_scale: float) -> tuple[list[Tensor], Tensor]:
         gradients = self.gradients()
@@ -235,6 +255,12 @@ class EmbeddingBlock(KroneckerBlock):
     def _observe_inputs(self, A0: Tensor, A1: Tensor | None, a: Tensor, sequences: Sequences) -> None:
         factors.add_frequencies(A0, a, sequences)
 
+    def gradients_of(self, a: Tensor, g: Tensor) -> list[Tensor]:
+        gradient = torch.zeros_like(self.map.weight).index_add_(0, a.flatten(), g.flatten(0, -2))
+        if self.map.padding_idx is not None:
+            gradient[self.map.padding_idx] = 0
+        return [gradient]
+
     def direction(self, loss_scale: float) -> tuple[list[Tensor], Tensor]:
         (gradient,) = self.gradients()
         D = self.inverse.multiply(gradient.mT).mul_(loss_scale).mT
@@ -248,11 +274,14 @@ class ElementwiseBlock(Block):
     inverse: list[Tensor] | None = None
 
     def observe(self, a: Tensor, g: Tensor, variance: Tensor | None, sequences: Sequences, decay: float) -> None:
-        self.average.decay(decay, [p.shape for p in self.parameters], like=g)
+        self.average.decay(decay, self._shapes(), like=g)
         self.average.add_lengths(sequences)
         gradients = ([g * a] if self.map.gain is not None else []) + ([g] if self.map.shift is not None else [])
         for total, gradient in zip(self.average.sums, gradients, strict=True):
             factors.add_moments(total, None, gradient, sequences.observed)
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        return [tuple(p.shape) for p in self.parameters]
 
     def inversion(self, damping: float) -> Callable[[], list[Tensor]]:
         values, expected = self.average.values(), mean_length(self.average.lengths)

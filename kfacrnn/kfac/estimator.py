@@ -7,24 +7,33 @@ nothing of inverses or steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from kfacrnn.kfac.blocks import Block, Curvature, block_of
+from kfacrnn.kfac.blocks import Block, Curvature, KroneckerBlock, block_of
 from kfacrnn.kfac.capture import Recorder, Tap, Tape
 from kfacrnn.kfac.factors import Sequences
 from kfacrnn.predictive import Distribution
+
+
+class Pass(NamedTuple):
+    """What one map contributes to a statistics pass: a `[T, B, …]`, g `[T, B, out]` and the time axis of both."""
+
+    a: Tensor
+    g: Tensor
+    sequences: Sequences
 
 
 class Estimator:
     """Blocks for the trained maps of `model`, by name, and the passes that feed them.
 
     `trained` are the parameters that an optimiser moves; those that no map holds are `uncovered`. Raises ValueError for
-    parameters that two maps share and for maps trained in part.
+    parameters that two maps share, are not the model's, or are neither float32 nor float64, and for maps trained in
+    part.
     """
 
     def __init__(
@@ -35,26 +44,40 @@ class Estimator:
         self._empirical = empirical
         self.blocks, self.uncovered = _partition(model, self._recorder, trained, curvature)
         self._names = {id(block.map): name for name, block in self.blocks.items()}
-        self._generator = torch.Generator(next(iter(trained)).device).manual_seed(seed)
+        self.device = next(p for p in model.parameters() if p in trained).device
+        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self.skipped = 0  # passes that were left out because they were not finite
 
-    def update(self, forward: Callable[[], Any]) -> None:
-        """One statistics pass; see `KFAC.update_statistics`."""
+    def update(self, forward: Callable[[], Any]) -> bool:
+        """One statistics pass, see `KFAC.update_statistics`; False if it was not finite and therefore left out."""
+        is_first = not any(block.average.weight for block in self.blocks.values())
         with torch.enable_grad(), self._private_randomness(), torch.compiler.set_stance("force_eager"):
             with self._recorder.recording() as tape:
                 returned = forward()
             distribution, targets = self._targets(returned)
             loss = distribution.log_loss(targets).sum()
             taps = self._one_tap_per_block(tape)
+            self._require_graph(loss, taps)
+            whole = self._parameter_gradients(loss) if is_first else []
             sources = [tap.s for tap in taps.values()]
             *gradients, logits_gradient = torch.autograd.grad(loss, [*sources, distribution.logits], allow_unused=True)
-        sequences = Sequences.of(distribution)
-        with torch.no_grad():
-            for (name, tap), g in zip(taps.items(), gradients, strict=True):
-                if g is None:
-                    raise ValueError(f"{name} was used, but the predictions do not depend on it")
-                self._observe(self.blocks[name], tap, g, logits_gradient, distribution, sequences)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            passes = self._passes(taps, gradients, distribution)
+            if (name := _first_not_finite(passes)) is not None:
+                if is_first:
+                    raise ValueError(f"{name} met values that are not finite in the first statistics pass")
+                self.skipped += 1
+                return False
+            for kronecker, gradients_of_parameters in whole:
+                _require_complete(kronecker, passes[kronecker.name], gradients_of_parameters)
+                kronecker.meet_logits(passes[kronecker.name].g, logits_gradient)
+            self._observe(passes, distribution)
+        return True
 
     def _targets(self, returned: Any) -> tuple[Distribution, Tensor]:
+        if isinstance(returned, tuple) != self._empirical:
+            wanted = "(distribution, targets) with" if self._empirical else "the distribution alone without"
+            raise ValueError(f"forward must return {wanted} fisher='empirical', got {type(returned).__name__}")
         if not self._empirical:
             return returned, returned.sample(self._generator)
         distribution, targets = returned
@@ -63,9 +86,12 @@ class Estimator:
     @contextmanager
     def _private_randomness(self) -> Iterator[None]:
         """Dropout in a statistics pass draws from the private generator, not from the training run's."""
-        device = self._generator.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=self._generator, device=device)))
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            seed = int(torch.randint(2**62, (), generator=self._generator, device=self.device))
+            # Not torch.manual_seed, which reseeds every CUDA device, those that are not forked included.
+            for generator in (torch.default_generator, *(torch.cuda.default_generators[d.index] for d in cuda)):
+                generator.manual_seed(seed)
             yield
 
     def _one_tap_per_block(self, tape: Tape) -> dict[str, Tap]:
@@ -81,27 +107,47 @@ class Estimator:
             raise ValueError(f"never used in the forward pass: {', '.join(unused)}; freeze what is not trained")
         return taps
 
-    def _observe(
-        self,
-        block: Block,
-        tap: Tap,
-        g: Tensor,
-        logits_gradient: Tensor,
-        distribution: Distribution,
-        sequences: Sequences,
-    ) -> None:
-        a, g, sequences = time_first(block.name, tap, g, distribution, sequences)
-        if block.average.weight == 0:
-            block.meet_logits(g, logits_gradient)
-        variance = distribution.output_variance() if block.is_logits and not self._empirical else None
-        dtype = block.parameters[0].dtype
-        block.observe(a if a.dtype == torch.int64 else a.to(dtype), g.to(dtype), variance, sequences, self._decay)
+    def _require_graph(self, loss: Tensor, taps: dict[str, Tap]) -> None:
+        for name, tap in taps.items():
+            if not all(p.requires_grad for p in self.blocks[name].parameters):
+                raise ValueError(f"{name} was frozen after the optimiser was made: make a new one")
+            if not tap.s.requires_grad:
+                raise ValueError(f"{name} ran under no_grad")
+        if not loss.requires_grad:
+            raise ValueError("the predictions have no gradient: forward must not detach them, nor run under no_grad")
+
+    def _parameter_gradients(self, loss: Tensor) -> list[tuple[KroneckerBlock, list[Tensor]]]:
+        blocks = [block for block in self.blocks.values() if isinstance(block, KroneckerBlock)]
+        parameters = [p for block in blocks for p in block.parameters]
+        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+        rest = iter(found)
+        return [(block, [next(rest) for _ in block.parameters]) for block in blocks]
+
+    def _passes(
+        self, taps: dict[str, Tap], gradients: Sequence[Tensor | None], distribution: Distribution
+    ) -> dict[str, Pass]:
+        """In the parameters' dtype, whatever autocast has made of a and g."""
+        passes, sequences = {}, Sequences.of(distribution)
+        for (name, tap), g in zip(taps.items(), gradients, strict=True):
+            if g is None:
+                raise ValueError(f"{name} was used, but the predictions do not depend on it")
+            a, g, seen = time_first(name, tap, g, distribution, sequences)
+            dtype = self.blocks[name].parameters[0].dtype
+            passes[name] = Pass(a.to(dtype) if a.is_floating_point() else a, g.to(dtype), seen)
+        return passes
+
+    def _observe(self, passes: dict[str, Pass], distribution: Distribution) -> None:
+        for name, (a, g, sequences) in passes.items():
+            block = self.blocks[name]
+            variance = distribution.output_variance() if block.is_logits and not self._empirical else None
+            block.observe(a, g, variance, sequences, self._decay)
 
     def state_dict(self) -> dict[str, Any]:
         blocks = {name: block.state_dict() for name, block in self.blocks.items()}
-        return {"blocks": blocks, "generator": self._generator.get_state()}
+        return {"blocks": blocks, "generator": self._generator.get_state(), "skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.skipped = state["skipped"]
         odd = sorted(set(state["blocks"]) ^ set(self.blocks))
         if odd:
             raise ValueError(f"the state is that of another model: {odd[0]} is in one of them only")
@@ -115,9 +161,16 @@ def _partition(
 ) -> tuple[dict[str, Block], dict[str, Tensor]]:
     """A block for every trained map, and the trained parameters that no map holds, by name."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    for parameter in trained:
+        if parameter not in names:
+            raise ValueError(f"params holds a {list(parameter.shape)} that is not a parameter of the model")
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{names[parameter]} is {parameter.dtype}: train in float32 and compute under autocast")
     blocks: dict[str, Block] = {}
     owner: dict[Tensor, str] = {}
     for name, map in recorder.maps.items():
+        if not all(p in names for p in map.parameters):
+            continue  # computed from other parameters, which no map holds: parametrizations
         frozen = [names[p] for p in map.parameters if p not in trained]
         if len(frozen) == len(map.parameters):
             continue
@@ -134,20 +187,40 @@ def _partition(
     return blocks, {names[p]: p for p in names if p in trained and p not in owner}
 
 
-def time_first(
-    name: str, tap: Tap, g: Tensor, distribution: Distribution, sequences: Sequences
-) -> tuple[Tensor, Tensor, Sequences]:
-    """a `[T, B, …]` and g `[T, B, out]` of a tap, and the time axis that goes with them: T = 1 for a map that is used
-    once per sequence. Raises ValueError for a layout that hides the time axis: lag products of folded data would be
-    silently wrong."""
+def _first_not_finite(passes: dict[str, Pass]) -> str | None:
+    """The first map whose a or g has an infinite or undefined second moment."""
+    norms = [g.norm() + (a.norm() if a.is_floating_point() else 0) for a, g, _ in passes.values()]
+    finite = torch.stack([norm.square() for norm in norms]).isfinite().tolist() if norms else []
+    return next((name for name, is_finite in zip(passes, finite, strict=True) if not is_finite), None)
+
+
+def _require_complete(block: KroneckerBlock, seen: Pass, whole: list[Tensor]) -> None:
+    """Raises ValueError unless Σ g_t a_tᵀ is the gradient of the log-loss: a parameter that acts elsewhere too, as in
+    F.linear(h, embedding.weight), would get a curvature that knows nothing of it.
+
+    What is compared may be in bf16; Σ may cancel to its rounding, hence the term that does not.
+    """
+    a, g, _ = seen
+    difference = sum((x - y).square().sum() for x, y in zip(block.gradients_of(a, g), whole, strict=True))
+    total, inputs = sum(x.square().sum() for x in whole), a.square().sum() if a.is_floating_point() else 0
+    if difference > 0.05**2 * total + 0.001**2 * g.square().sum() * (inputs + g[..., 0].numel()):
+        raise ValueError(
+            f"{', '.join(block.parameter_names)}: the loss depends on it in other ways than through {block.name}, as "
+            "tied weights would make it do; untie them"
+        )
+
+
+def time_first(name: str, tap: Tap, g: Tensor, distribution: Distribution, sequences: Sequences) -> Pass:
+    """a and g of a tap, and their time axis: T = 1 for a map that is used once per sequence. Raises ValueError for a
+    layout that hides the time axis: lag products of folded data would be silently wrong."""
     a, steps, cases = tap.a, sequences.steps, sequences.cases
     lead = tuple(g.shape[:-1])
     if tap.time_first is None and lead == (cases,):
-        return a.unsqueeze(0), g.unsqueeze(0), sequences.once()
+        return Pass(a.unsqueeze(0), g.unsqueeze(0), sequences.once())
     if tap.time_first is None and distribution.batch_first and len(lead) == 2:
         a, g, lead = a.transpose(0, 1), g.transpose(0, 1), lead[::-1]
     if lead == (steps, cases):
-        return a, g, sequences
+        return Pass(a, g, sequences)
     if lead == (steps * cases,):
         raise ValueError(f"{name} was given time and batch folded into one axis of {lead[0]}: give it [T, B, …]")
     raise ValueError(

@@ -1,0 +1,525 @@
+"""Statistics passes: captured factors against `brute_force.py`, and what a pass may and may not touch."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kfacrnn.kfac.blocks import Curvature
+from kfacrnn.kfac.estimator import Estimator
+from kfacrnn.nn import DNC, LSTM, LayerNormLSTM
+from kfacrnn.predictive import Bernoulli, Categorical
+from tests.kfac import brute_force
+from tests.kfac.brute_force import A, G, Given, GivenBits, LanguageModel, Series, gain_moment, gate
+from tests.nn.test_dnc import Reference
+
+T, B, V = 5, 4, 5
+LENGTHS = (5, 3, 1, 4)
+EXACT = {"rtol": 1e-9, "atol": 1e-12}
+
+
+def estimator(model: nn.Module, *, decay: float = 0.95, empirical: bool = False, seed: int = 0, max_dense: int = 100):
+    trained = {p for p in model.parameters() if p.requires_grad}
+    curvature = Curvature("option2", max_dense, 1e10, torch.float64)
+    return Estimator(model, trained, curvature, decay=decay, empirical=empirical, seed=seed)
+
+
+def language_model(seed: int = 0, dtype: torch.dtype = torch.float64, **options):
+    torch.manual_seed(seed)
+    return LanguageModel(**options).to(dtype)
+
+
+def tokens(seed: int = 1, steps: int = T, cases: int = B) -> Tensor:
+    return torch.randint(V, (steps, cases), generator=torch.Generator().manual_seed(seed))
+
+
+def values(estimator: Estimator, name: str) -> list[Tensor]:
+    return estimator.blocks[name].average.values()
+
+
+def assert_linear(estimator: Estimator, name: str, cases: list[Series], rows: list[slice], lags: bool = True) -> None:
+    expected = [A(cases, 0), *([A(cases, 1)] if lags else []), *(G(cases, 0, r) for r in rows)]
+    expected += [G(cases, 1, r) for r in rows] if lags else []
+    torch.testing.assert_close(values(estimator, name), expected, **EXACT)
+
+
+def assert_language_model(estimator: Estimator, by_map: dict[str, list[Series]]) -> None:
+    gates = [gate(number) for number in range(4)]
+    assert set(estimator.blocks) == set(by_map)
+    for name, cases in by_map.items():
+        match name.rsplit(".")[-1]:
+            case "embedding":
+                torch.testing.assert_close(values(estimator, name), [A(cases, 0).diagonal(), G(cases, 0)], **EXACT)
+            case "softmax":
+                assert_linear(estimator, name, cases, [slice(None)], lags=False)
+            case "norm" | "norm_c":
+                expected = [gain_moment(cases), G(cases, 0).diagonal()]
+                torch.testing.assert_close(values(estimator, name), expected, **EXACT)
+            case "norm_ih" | "norm_hh":
+                torch.testing.assert_close(values(estimator, name), [gain_moment(cases)], **EXACT)
+            case "bias":
+                torch.testing.assert_close(values(estimator, name), [G(cases, 0).diagonal()], **EXACT)
+            case _:
+                assert_linear(estimator, name, cases, gates)
+
+
+# -------------------------------------------------------------------------------------------- factors equal brute force
+
+
+@pytest.mark.parametrize("layer", [LSTM, LayerNormLSTM])
+@pytest.mark.parametrize("lengths", [(T,) * B, LENGTHS], ids=["full", "padded"])
+@pytest.mark.parametrize("batch_first", [False, True], ids=["time_first", "batch_first"])
+def test_factors_of_a_language_model_equal_brute_force_per_case_and_step(layer, lengths, batch_first):
+    model = language_model(layer=layer, batch_first=batch_first)
+    x, y = tokens(1), tokens(2)
+    estimated = estimator(model)
+
+    def forward():
+        given, padding = ((x.mT, y.mT) if batch_first else (x, y)), torch.tensor(lengths)
+        return Given(given[1], logits=model(given[0]), lengths=padding, batch_first=batch_first)
+
+    estimated.update(forward)
+    assert_language_model(estimated, brute_force.language_model_series(model, x, y, lengths))
+
+
+def test_what_stands_in_the_padding_contributes_nothing():
+    model = language_model()
+    x, y, lengths = tokens(1), tokens(2), torch.tensor(LENGTHS)
+    behind = torch.arange(T)[:, None] >= lengths
+    other_x, other_y = torch.where(behind, (x + 1) % V, x), torch.where(behind, -1, y)  # −1 is no class
+    first, second = estimator(model), estimator(model)
+    first.update(lambda: Given(y, logits=model(x), lengths=lengths))
+    second.update(lambda: Given(other_y, logits=model(other_x), lengths=lengths))
+    for name in first.blocks:
+        torch.testing.assert_close(values(first, name), values(second, name), rtol=0, atol=0)
+    assert first.blocks["rnn.l0"].average.lengths == {1: 0.25, 3: 0.25, 4: 0.25, 5: 0.25}
+
+
+def test_a_mask_takes_predictions_away_but_not_time_steps():
+    model = language_model(layers=1)
+    x, y = tokens(1), tokens(2)
+    mask = torch.rand(T, B, generator=torch.Generator().manual_seed(3)) < 0.5
+    estimated = estimator(model)
+    estimated.update(lambda: Given(y, logits=model(x), mask=mask))
+    cases = []
+    for index in range(B):
+        case, logits = brute_force.language_model(model, x[:, index])
+        losses = [F.cross_entropy(z, target) for z, target in zip(logits, y[:, index], strict=True)]
+        cases.append((case, sum(loss for loss, counts in zip(losses, mask[:, index], strict=True) if counts)))
+    assert_language_model(estimated, brute_force.series(cases))
+    assert estimated.blocks["rnn.l0"].average.lengths == {T: 1.0}
+
+
+def test_factors_of_a_dnc_equal_brute_force_per_case_and_step_and_map():
+    torch.manual_seed(0)
+    sizes = {"inputs": 3, "outputs": 2, "hidden": 3, "slots": 4, "word": 2, "read_heads": 2}
+    model, steps, number = DNC(**sizes).double(), 4, 3
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    x = torch.randn(steps, number, 3, dtype=torch.float64)
+    bits = (torch.rand(steps, number, 2) < 0.5).double()
+    mask = torch.arange(steps)[:, None] >= torch.tensor([2, 1, 3])
+    estimated = estimator(model)
+    estimated.update(lambda: GivenBits(bits, logits=model(x), mask=mask))
+
+    reference, by_map = Reference(model), {"controller": [], "interface": [], "output": []}
+    for index in range(number):
+        loss = brute_force.bernoulli_loss(reference(x[:, index]), bits[:, index], mask[:, index])
+        for name, cases in by_map.items():
+            g = torch.autograd.grad(loss, reference.preactivations[name], retain_graph=True)
+            cases.append(Series([torch.cat([a, torch.ones(1)]).detach() for a in reference.inputs[name]], list(g)))
+    ends = np.cumsum([0, *model.interface_rows.values()])
+    assert len(ends) == 11
+    assert_linear(estimated, "controller", by_map["controller"], [slice(3 * k, 3 * k + 3) for k in range(4)])
+    rows = [slice(start, end) for start, end in pairwise(ends)]
+    assert_linear(estimated, "interface", by_map["interface"], rows)
+    assert_linear(estimated, "output", by_map["output"], [slice(None)], lags=False)
+
+
+class Conditioned(nn.Module):
+    """A map that is used once per sequence beside two that are used at every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.once, self.every, self.output = nn.Linear(2, 3), nn.Linear(2, 3), nn.Linear(3, V)
+
+    def forward(self, x, condition):
+        return self.output(torch.tanh(self.every(x) + self.once(condition)))
+
+
+def test_a_map_that_is_used_once_per_sequence_has_one_step_per_case():
+    torch.manual_seed(0)
+    model = Conditioned().double()
+    x, condition = torch.randn(T, B, 2).double(), torch.randn(B, 2).double()
+    y, lengths = tokens(2), torch.tensor(LENGTHS)
+    estimated = estimator(model)
+    estimated.update(lambda: Given(y, logits=model(x, condition), lengths=lengths))
+    a, g = [], []
+    for index, length in enumerate(LENGTHS):
+        s = model.once(condition[index])
+        logits = model.output(torch.tanh(model.every(x[:length, index]) + s))
+        g += torch.autograd.grad(brute_force.categorical_loss(list(logits), y[:length, index]), s)
+        a.append(torch.cat([condition[index], torch.ones(1)]))
+    A0, A1, G0, G1 = values(estimated, "once")
+    torch.testing.assert_close([A0, G0], [moment / B for moment in (sum(map(outer, a)), sum(map(outer, g)))], **EXACT)
+    assert not A1.any()
+    assert not G1.any()
+    assert estimated.blocks["once"].average.lengths == {1: 1.0}
+
+
+def outer(x: Tensor) -> Tensor:
+    return torch.outer(x, x).detach()
+
+
+def test_averages_weigh_passes_by_their_age_and_correct_the_start():
+    model, decay = language_model(layers=1), 0.5
+    estimated, expected, weight, lengths = estimator(model, decay=decay), 0.0, 0.0, {}
+    for number, steps in enumerate((3, 5, 5)):
+        x, y = tokens(2 * number, steps), tokens(2 * number + 1, steps)
+        estimated.update(lambda x=x, y=y: Given(y, logits=model(x)))
+        cases = brute_force.language_model_series(model, x, y, [steps] * B)["rnn.l0"]
+        new = torch.stack([A(cases, 0), A(cases, 1)])
+        expected, weight = decay * expected + new, decay * weight + 1
+        lengths = {T: decay * mass for T, mass in lengths.items()}
+        lengths[steps] = lengths.get(steps, 0.0) + 1
+    torch.testing.assert_close(values(estimated, "rnn.l0")[:2], list(expected / weight), **EXACT)
+    assert estimated.blocks["rnn.l0"].average.lengths == lengths
+
+
+def test_the_empirical_fisher_uses_the_targets_that_forward_returns():
+    model = language_model(batch_first=True)
+    x, y = tokens(1), tokens(2)
+    estimated = estimator(model, empirical=True)
+    estimated.update(lambda: (Categorical(model(x.mT), batch_first=True), y.mT))
+    assert_language_model(estimated, brute_force.language_model_series(model, x, y, [T] * B))
+
+
+def test_under_bf16_autocast_factors_are_float32_positive_and_near_those_of_float32():
+    model, x, y = language_model(dtype=torch.float32), tokens(1, 12, 16), tokens(2, 12, 16)
+    exact, rounded = estimator(model), estimator(model)
+    exact.update(lambda: Given(y, logits=model(x)))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded.update(lambda: Given(y, logits=model(x)))
+    for name in exact.blocks:
+        for reference, factor in zip(values(exact, name), values(rounded, name), strict=True):
+            assert factor.dtype == torch.float32
+            assert (factor - reference).norm() < 0.03 * reference.norm()  # bf16 has 8 bits
+    for block in rounded.blocks.values():
+        for factor in block.average.values()[:1]:
+            smallest = torch.linalg.eigvalsh(factor.double()).min() if factor.dim() == 2 else factor.min()
+            assert smallest >= -1e-5 * factor.abs().max()
+
+
+# ------------------------------------------------------------------------------------------------ what sampling implies
+
+
+def test_a_large_softmax_gets_the_exact_diagonal_of_its_G_which_sampling_confirms():
+    model, x = language_model(), tokens(1, 6, 30)
+    p = model(x).softmax(-1).detach().flatten(0, 1)
+    exact = estimator(model, max_dense=4)
+    exact.update(lambda: Categorical(model(x)))
+    diagonal = values(exact, "softmax")[1]
+    torch.testing.assert_close(diagonal, (p * (1 - p)).mean(0), **EXACT)
+
+    sampled = estimator(model, decay=0.0)  # every pass alone
+    draws = []
+    for _ in range(60):
+        sampled.update(lambda: Categorical(model(x)))
+        draws.append(values(sampled, "softmax")[1].diagonal().clone())
+    assert scores(torch.stack(draws) - diagonal).abs().max() < 4.5
+
+
+def scores(draws: Tensor) -> Tensor:
+    """Means over the first axis, in standard errors."""
+    return draws.mean(0) / (draws.std(0) / len(draws) ** 0.5)
+
+
+def test_output_errors_of_successive_steps_are_uncorrelated_and_those_of_recurrent_maps_are_not(monkeypatch):
+    monkeypatch.setattr("kfacrnn.kfac.blocks.Block.meet_logits", lambda *_: None)  # keep lag factors of the softmax
+    model, x = language_model(), tokens(1, 8, 30)
+    estimated = estimator(model, decay=0.0)
+    softmax, recurrent = [], []
+    for _ in range(80):
+        estimated.update(lambda: Categorical(model(x)))
+        softmax.append(values(estimated, "softmax")[-1])
+        recurrent.append(values(estimated, "rnn.l1")[-1])
+    assert scores(torch.stack(softmax)).abs().max() < 4.5  # 25 entries: 1 in 6,000 by chance
+    assert scores(torch.stack(recurrent)).abs().max() > 10
+
+
+def whitened(M0: Tensor, M1: Tensor, damping: float) -> float:
+    """The largest singular value of Ψ̂, with the symmetric root of the damped M0."""
+    M0, M1 = M0.double().numpy(), M1.double().numpy()
+    spectrum, Q = np.linalg.eigh(M0 + damping * np.trace(M0) / len(M0) * np.eye(len(M0)))
+    root = Q / np.sqrt(spectrum) @ Q.T
+    return np.linalg.svd(root @ M1 @ root, compute_uv=False).max()
+
+
+@pytest.mark.parametrize(("dtype", "damping"), [(torch.float32, 1e-3), (torch.float64, 1e-10)], ids=str)
+@pytest.mark.parametrize("layer", [LSTM, LayerNormLSTM])
+def test_no_singular_value_of_psi_exceeds_one_on_padded_averaged_statistics(dtype, damping, layer):
+    model = language_model(dtype=dtype, layer=layer, dropout=0.3)
+    estimated = estimator(model, decay=0.8)
+    for number in range(6):
+        lengths = torch.randint(1, 13, (20,), generator=torch.Generator().manual_seed(number))
+        x = tokens(number, 12, 20).double().mul(0.4).long()  # tokens 0 and 1: strongly correlated inputs
+        estimated.update(lambda x=x, lengths=lengths: Categorical(model(x), lengths=lengths))
+    largest = []
+    for name, block in estimated.blocks.items():
+        if name.startswith("rnn.l") and getattr(block, "has_lags", False):
+            A0, A1, *G = block.average.values()
+            largest += [whitened(A0, A1, damping), *(whitened(G[k], G[k + 4], damping) for k in range(4))]
+    assert len(largest) == (10 if layer is LSTM else 20)
+    assert max(largest) <= 1 + 1e-4
+    assert max(largest) > 0.75  # the bound is nearly attained, not trivially kept
+
+
+# --------------------------------------------------------------------------------------------------- what stays private
+
+
+def test_a_pass_leaves_gradients_and_the_global_generator_alone():
+    model, x = language_model(dropout=0.5), tokens()
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 7.0)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    estimator(model).update(lambda: Categorical(model(x)))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all((parameter.grad == 7).all() for parameter in model.parameters())
+
+
+def test_the_same_seed_gives_the_same_samples_and_dropout_whatever_the_global_generator():
+    model, x = language_model(dropout=0.5), tokens()
+    found = []
+    for global_seed, seed in ((0, 1), (99, 1), (0, 2)):
+        torch.manual_seed(global_seed)
+        estimated = estimator(model, seed=seed)
+        estimated.update(lambda: Categorical(model(x)))
+        found.append(values(estimated, "rnn.l1"))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    assert not torch.equal(found[0][0], found[2][0])  # A0: other dropout
+    assert not torch.equal(found[0][2], found[2][2])  # G0: other samples
+
+
+def test_dropout_is_active_in_a_pass_exactly_when_the_model_trains():
+    model, x, y = language_model(dropout=0.5), tokens(), tokens(2)
+    active, inactive = estimator(model), estimator(model)
+    active.update(lambda: Given(y, logits=model(x)))
+    model.eval()
+    inactive.update(lambda: Given(y, logits=model(x)))
+    torch.testing.assert_close(values(active, "rnn.l0")[0], values(inactive, "rnn.l0")[0])
+    assert (values(active, "rnn.l1")[0] - values(inactive, "rnn.l1")[0]).abs().max() > 0.01
+
+
+def test_a_compiled_model_is_captured_as_the_plain_one_is():
+    model, x, y = language_model(), tokens(1), tokens(2)
+    compiled = torch.compile(model, backend="eager")
+    compiled(x)
+    estimated = estimator(compiled)
+    estimated.update(lambda: Given(y, logits=compiled(x)))
+    by_map = brute_force.language_model_series(model, x, y, [T] * B)
+    assert_language_model(estimated, {f"_orig_mod.{name}": cases for name, cases in by_map.items()})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_factors_on_the_gpu_equal_brute_force_and_its_generators_stay_untouched():
+    model, x, y = language_model(), tokens(1), tokens(2)
+    by_map = brute_force.language_model_series(model, x, y, LENGTHS)
+    model.cuda()
+    estimated, state = estimator(model), torch.cuda.get_rng_state()
+    estimated.update(lambda: Given(y.cuda(), logits=model(x.cuda()), lengths=torch.tensor(LENGTHS)))
+    for name, block in estimated.blocks.items():
+        block.average.sums = [total.cpu() for total in block.average.sums]
+        assert name in by_map
+    assert_language_model(estimated, by_map)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+class Tied(nn.Module):
+    def __init__(self, by_function: bool):
+        super().__init__()
+        self.embedding, self.hidden = nn.Embedding(V, 3), nn.Linear(3, 3)
+        self.by_function = by_function
+        if not by_function:
+            self.softmax = nn.Linear(3, V, bias=False)
+            self.softmax.weight = self.embedding.weight
+
+    def forward(self, x):
+        h = torch.tanh(self.hidden(self.embedding(x)))
+        return F.linear(h, self.embedding.weight) if self.by_function else self.softmax(h)
+
+
+def test_a_tied_softmax_is_refused_by_name_at_once():
+    with pytest.raises(ValueError, match=r"embedding\.weight is shared by embedding and softmax"):
+        estimator(Tied(by_function=False))
+
+
+def test_a_weight_that_is_used_beside_its_module_is_refused_by_name_in_the_first_pass():
+    model = Tied(by_function=True)
+    with pytest.raises(ValueError, match=r"embedding\.weight: the loss depends on it in other ways than through embe"):
+        estimator(model).update(lambda: Categorical(model(tokens())))
+
+
+def test_half_precision_does_not_look_like_a_tied_weight():
+    model = language_model(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert estimator(model).update(lambda: Categorical(model(tokens(1, 60, 20))))
+
+
+class Chain(nn.Sequential):
+    """Linear maps, used in order unless told otherwise."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(3, 3), nn.Linear(3, V))
+
+
+REFUSED = {
+    "used more than once": (lambda m, x: m[1](m[0](m[0](x))), "0 was used more than once in one forward pass"),
+    "never used": (lambda m, x: m[1](x), "never used in the forward pass: 0;"),
+    "without effect": (lambda m, x: m[1](x + 0 * m[0](x).detach()), "0 was used, but the predictions do not depend on"),
+    "folded": (lambda m, x: m(x.flatten(0, 1)).unflatten(0, x.shape[:2]), "0 was given time and batch folded into one"),
+    "unbatched": (lambda m, x: m(x[:, 0]).unsqueeze(1), "0 was given time and batch folded into one axis of 5"),
+    "other layout": (lambda m, x: m(x.mT.mT.transpose(0, 1)).transpose(0, 1), r"0 was given leading axes \[4, 5\]"),
+    "detached": (lambda m, x: m(x).detach(), "the predictions have no gradient"),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_a_forward_pass_that_cannot_be_captured_is_refused_by_name(reason):
+    forward, message = REFUSED[reason]
+    model = Chain()
+    with pytest.raises(ValueError, match=message):
+        estimator(model).update(lambda: Categorical(forward(model, torch.randn(T, B, 3))))
+
+
+def test_a_pass_under_no_grad_is_refused():
+    model = Chain()
+
+    def forward():
+        with torch.no_grad():
+            return Categorical(model(torch.randn(T, B, 3)))
+
+    with pytest.raises(ValueError, match="0 ran under no_grad"):
+        estimator(model).update(forward)
+
+
+def test_a_layer_frozen_after_the_optimiser_was_made_is_refused_by_name():
+    model = Chain()
+    estimated = estimator(model)
+    model[0].requires_grad_(False)
+    with pytest.raises(ValueError, match="0 was frozen after the optimiser was made"):
+        estimated.update(lambda: Categorical(model(torch.randn(T, B, 3))))
+
+
+@pytest.mark.parametrize(("empirical", "wanted"), [(True, r"\(distribution, targets\)"), (False, "the distribution a")])
+def test_forward_must_return_what_the_fisher_needs(empirical, wanted):
+    model = Chain()
+
+    def forward():
+        distribution = Categorical(model(torch.randn(T, B, 3)))
+        return distribution if empirical else (distribution, tokens())
+
+    with pytest.raises(ValueError, match=f"forward must return {wanted}"):
+        estimator(model, empirical=empirical).update(forward)
+
+
+def test_frozen_layers_get_no_block_and_cost_the_others_nothing():
+    model = language_model()
+    model.embedding.requires_grad_(False)
+    model.rnn.requires_grad_(False)
+    x, y = tokens(1), tokens(2)
+    estimated = estimator(model)
+    estimated.update(lambda: Given(y, logits=model(x)))
+    assert set(estimated.blocks) == {"norm", "softmax"}
+    cases = brute_force.language_model_series(language_model(), x, y, [T] * B)
+    assert_linear(estimated, "softmax", cases["softmax"], [slice(None)], lags=False)
+
+
+def test_a_map_that_is_trained_in_part_is_refused_by_name():
+    model = Chain()
+    model[1].bias.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"1 is trained only in part, 1\.bias is not"):
+        estimator(model)
+
+
+def test_parameters_behind_a_parametrization_are_uncovered():
+    model = Chain()
+    nn.utils.parametrizations.weight_norm(model[0])
+    assert set(estimator(model).uncovered) == {
+        "0.bias", "0.parametrizations.weight.original0", "0.parametrizations.weight.original1",
+    }  # fmt: skip
+
+
+def test_half_precision_parameters_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"\.(weight|bias) is torch.bfloat16: train in float32"):
+        estimator(Chain().bfloat16())
+
+
+# ----------------------------------------------------------------------------------------------------------- robustness
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
+def test_a_pass_that_is_not_finite_leaves_no_trace_and_is_counted(poison):
+    model, x = Chain(), torch.randn(T, B, 3)
+    estimated = estimator(model)
+    assert estimated.update(lambda: Categorical(model(x)))
+    before = [total.clone() for total in estimated.blocks["0"].average.sums]
+    assert not estimated.update(lambda: Categorical(model(x * poison)))
+    assert estimated.skipped == 1
+    torch.testing.assert_close(estimated.blocks["0"].average.sums, before, rtol=0, atol=0)
+    assert estimated.update(lambda: Categorical(model(x)))
+
+
+def test_a_first_pass_that_is_not_finite_is_refused_by_name():
+    model = Chain()
+    with pytest.raises(ValueError, match="0 met values that are not finite in the first statistics pass"):
+        estimator(model).update(lambda: Categorical(model(torch.full((T, B, 3), torch.nan))))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_token_ids_of_any_integer_type_are_counted(dtype):
+    model = language_model()
+    x = torch.full((T, B), 3).to(dtype)
+    estimated = estimator(model)
+    estimated.update(lambda: Categorical(model(x)))
+    assert values(estimated, "embedding")[0].tolist() == [0, 0, 0, 1, 0]
+
+
+def test_a_row_that_torch_keeps_from_learning_does_not_look_like_a_tied_weight():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(V, 3, padding_idx=1), nn.Linear(3, V))
+    x = torch.tensor([[1, 2], [1, 3], [0, 1]])
+    assert estimator(model).update(lambda: Categorical(model(x)))
+
+
+def test_two_maps_that_add_up_to_the_logits_are_both_output_maps():
+    class Skip(Chain):
+        def forward(self, x):
+            return self[1](torch.tanh(self[0](x))) + self.skip(x)
+
+    model = Skip()
+    model.skip = nn.Linear(3, V)
+    estimated = estimator(model)
+    estimated.update(lambda: Categorical(model(torch.randn(T, B, 3))))
+    assert [block.is_output for block in estimated.blocks.values()] == [False, True, True]
+
+
+def test_a_bernoulli_output_is_recognised_through_its_mask():
+    model = Chain()
+    estimated = estimator(model, max_dense=3)
+    mask = torch.arange(T)[:, None] >= torch.tensor([1, 2, 3, 4])
+    logits = model(x := torch.randn(T, B, 3)).detach()
+    estimated.update(lambda: Bernoulli(model(x), mask=mask))
+    p = logits.sigmoid()
+    expected = (p * (1 - p) * mask.unsqueeze(-1)).sum((0, 1)) / (T * B)
+    torch.testing.assert_close(values(estimated, "1")[1], expected)
