@@ -8,8 +8,8 @@ and say by how much.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Event
+from concurrent.futures import Future
+from threading import Event, Thread
 from typing import Any
 
 from kfacrnn.kfac.blocks import Block, plain
@@ -29,7 +29,6 @@ class Inverses:
         self._blocks = blocks
         self._every = every
         self._delay = delay
-        self._pool: ThreadPoolExecutor | None = None
         self._pending: tuple[int, Future[dict[str, Any]]] | None = None  # update at which it comes into use
         self._may_run = Event()
         self._may_run.set()
@@ -45,13 +44,27 @@ class Inverses:
         is_due = self._started < 0 or (update - self._started >= interval and newest_statistics > self._started)
         if not is_due or self._pending is not None:
             return
-        self._started = update
         work = {name: block.inversion(damping) for name, block in self._blocks.items()}
         if self._delay == 0 or self.made_from < 0:
-            self._put_in_use(self._finished(work))
+            inverses = self._finished(work)
+            self._started = update
+            self._put_in_use(inverses)
         else:
-            self._pool = self._pool or ThreadPoolExecutor(max_workers=1, thread_name_prefix="kfac-inverses")
-            self._pending = (update + self._delay, self._pool.submit(self._finished, work))
+            self._started = update
+            self._pending = (update + self._delay, self._beside(work))
+
+    def _beside(self, work: Work) -> Future[dict[str, Any]]:
+        future: Future[dict[str, Any]] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(self._finished(work))
+            except BaseException as error:
+                future.set_exception(error)
+
+        # A daemon, as no pool's threads are: a program may end while it is paused.
+        Thread(target=run, name="kfac-inverses", daemon=True).start()
+        return future
 
     def pause(self) -> None:
         """Background work stops at the next block: a clock that does not count must not give it time for free."""
