@@ -31,6 +31,14 @@ class LevenbergMarquardt:
     minimum: float = 1e-8
     maximum: float = 1e2
 
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every must be at least 1, got {self.every}")
+        if not 0 < self.rate < 1:
+            raise ValueError(f"rate must be in (0, 1), got {self.rate}")
+        if not 0 < self.minimum <= self.maximum < math.inf:
+            raise ValueError(f"minimum must be > 0 and at most maximum, got {self.minimum} and {self.maximum}")
+
     def adapted(self, damping: float, ratio: float) -> float:
         if not math.isfinite(ratio) or ratio < 0.25:
             damping /= self.rate**self.every
