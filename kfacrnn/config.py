@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from kfacrnn.errors import UserError
 from kfacrnn.settings import setting
 
 if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
 
 NUMERICS_VERSION = 1
@@ -65,6 +67,12 @@ class Basics:
     device: str = setting("cpu, cuda or cuda:1")
     results: str = setting("folder of the result store")
 
+    def check(self) -> Iterator[str]:
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            yield f"device={self.device}: must be cpu, cuda or cuda:N, such as cuda:1"
+        if not self.results:
+            yield "results=: must name a folder"
+
 
 @dataclass(kw_only=True)
 class Run(Basics):
@@ -91,6 +99,7 @@ class Run(Basics):
 
 SCHEMAS = {"budget": Budget, "tracker": Tracker, "data": Data}
 MODULES = {"optimizer": "optimizers", "task": "tasks"}
+GROUPS = (*SCHEMAS, *MODULES)
 
 
 def compose(overrides: Sequence[str]) -> Run:
@@ -104,10 +113,40 @@ def compose(overrides: Sequence[str]) -> Run:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(discovery.resource("configs")), version_base="1.3"):
         try:
+            _check_choices(overrides)
             config = hydra_compose("config", overrides=list(overrides))
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: such as `hydra=3`
             raise UserError(_explain(error, overrides)) from error
     return typed(config)
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """The overrides as Hydra reads them. Raises `UserError` for what is none."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        example = "write key=value, such as optimizer.lr=0.1"
+        raise UserError(f"'{error.override}' is no override: {example} ({_first_line(error)})") from error
+
+
+def _check_choices(overrides: Sequence[str]) -> None:
+    """Refuses what Hydra says too little of: several values at once, and groups set to what has no YAML file."""
+    for override in parse(overrides):
+        group, choice = override.key_or_group, override.value()
+        if override.is_sweep_override():
+            raise UserError(f"{override.input_line}: several values at once need the flag -m")
+        folder = discovery.resource("configs") / group
+        if not folder.is_dir() or isinstance(choice, dict):  # a dictionary sets keys
+            continue
+        nested = [f"{path.parent.name}/{path.stem}" for path in sorted(folder.glob("*/[!_]*.yaml"))]
+        options = discovery.yaml_names(folder) or nested
+        if override.is_delete() and group in GROUPS:
+            raise UserError(f"{override.input_line}: a run needs one (there are: {', '.join(options)})")
+        if not override.is_delete() and choice not in options:
+            raise UserError(discovery.unknown(group, str(choice), options))
 
 
 def typed(config: DictConfig) -> Run:
@@ -121,11 +160,18 @@ def typed(config: DictConfig) -> Run:
     for key in plain:
         if key not in fields:
             raise UserError(discovery.unknown("key", str(key), fields))
+    for key in GROUPS:
+        if not isinstance(plain.get(key), dict):
+            raise UserError(f"{key}={_shown(plain.get(key))}: must be a group of settings, as in configs")
     values = vars(_checked(Basics, config, ""))
     for key, schema in SCHEMAS.items():
         values[key] = _checked(schema, config, key)
     for key, package in MODULES.items():
-        values[key] = _checked(discovery.load(package, plain[key]["name"]).Config, config, key)
+        name = str(plain[key].get("name"))
+        if name not in discovery.modules(package):
+            problem = discovery.unknown(f"module in kfacrnn/{package}", name, discovery.modules(package))
+            raise UserError(f"{key}.name={name}: {problem}")
+        values[key] = _checked(discovery.load(package, name).Config, config, key)
     return Run(**values)
 
 
@@ -137,7 +183,8 @@ def _checked(schema: Any, config: DictConfig, key: str) -> Any:
     prefix = f"{key}." if key else ""
     fields = [field.name for field in dataclasses.fields(schema)]
     node = config[key] if key else OmegaConf.masked_copy(config, fields)
-    where = f" (configs/{key}/{node['name']}.yaml)" if "name" in node else ""
+    file = f"configs/{key}/{_raw(config, f'{key}.name')}.yaml"
+    where = f" ({file})" if key and (discovery.resource("configs").parent / file).is_file() else ""
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), node)
         missing = sorted(OmegaConf.missing_keys(merged))
@@ -150,7 +197,9 @@ def _checked(schema: Any, config: DictConfig, key: str) -> Any:
             owner = error.object_type if dataclasses.is_dataclass(error.object_type) else schema
             there_are = [field.name for field in dataclasses.fields(owner)]
             raise UserError(f"{name}: {discovery.unknown('key', str(error.key), there_are)}{where}") from error
-        raise UserError(f"{name}={_raw(config, name)}: {_first_line(error)}{where}") from error
+        raise UserError(f"{name}={_shown(_raw(config, name))}: {_first_line(error)}{where}") from error
+    except OverflowError as error:  # an integer of hundreds of digits; OmegaConf does not say which
+        raise UserError(f"{key or 'configuration'}: a number is too large for a float{where}") from error
     for problem in settings.problems(checked, prefix):
         raise UserError(problem)
     return checked
@@ -166,21 +215,27 @@ def _raw(config: DictConfig, name: str) -> Any:
     return node
 
 
+def _shown(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """One line for an error of Hydra's: the override that caused it and the nearest right one."""
-    from hydra.errors import MissingConfigException, OverrideParseException
+    from hydra.errors import MissingConfigException
 
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         options = [option for option in error.options or [] if not option.startswith("_")]
         return discovery.unknown(group or "configuration", name, options)
-    if isinstance(error, OverrideParseException):
-        return f"'{error.override}' is no override: write key=value, such as optimizer.lr=0.1 ({_first_line(error)})"
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~")
         if f"'{key}'" in str(error):
-            return f"{override}: {discovery.unknown('key', key, _keys(overrides))}"
-    return _first_line(error)
+            keys = _keys(overrides)
+            if key in keys:
+                return f"{override}: {key} is there already; without the + it is changed"
+            return f"{override}: {discovery.unknown('key', key, keys)}"
+    return _first_line(error) if error.__cause__ is None else f"{_first_line(error)}: {_first_line(error.__cause__)}"
 
 
 def _keys(overrides: Sequence[str]) -> list[str]:
@@ -202,5 +257,5 @@ def _keys(overrides: Sequence[str]) -> list[str]:
     return keys
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0]

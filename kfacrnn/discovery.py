@@ -10,8 +10,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kfacrnn.errors import UserError
-
 
 def resource(folder: str) -> Path:
     """`configs` or `experiments`: inside an installed package, beside it in a checkout."""
@@ -27,8 +25,6 @@ def modules(package: str) -> list[str]:
 
 
 def load(package: str, name: str) -> ModuleType:
-    if name not in modules(package):
-        raise UserError(unknown(f"module in kfacrnn/{package}", name, modules(package)))
     return importlib.import_module(f"kfacrnn.{package}.{name}")
 
 
@@ -44,9 +40,11 @@ def summary(path: Path) -> str:
 
 
 def unknown(what: str, name: str, valid: Iterable[Any]) -> str:
-    """`no such optimizer 'adamm'; did you mean 'adam'? (there are: adam, sgd)`."""
+    """`no such optimizer: 'adamm'; did you mean 'adam'? (there are: adam, sgd)`. `lr` may mean `optimizer.lr`."""
     names = [str(v) for v in valid]
+    last = {name.rpartition(".")[2]: name for name in reversed(names)}
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = near or [last[part] for part in difflib.get_close_matches(name.rpartition(".")[2], last, n=1)]
     hint = f"; did you mean '{near[0]}'?" if near else ""
     there_are = f" (there are: {', '.join(names)})" if len(names) <= 12 else ""
     return f"no such {what}: '{name}'{hint}{there_are}"

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kfacrnn import config, discovery
 from kfacrnn.errors import UserError
+from kfacrnn.store import Store
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 EXIT_CODES = {"done": 0, "diverged": 0, "interrupted": 130}
+FAILED = 2
 
 
 def run(arguments: Sequence[str], command: str) -> int:
-    """Plain overrides are one run; with flags (`-m`, `--cfg job`, …) Hydra takes over. Returns the exit code."""
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    """Plain overrides are one run; with flags (`-m`, `--cfg job`, …) Hydra takes over. Returns the exit code: of a
+    multirun, that of the point that ended worst."""
+    from hydra._internal.utils import get_args_parser
+
+    options, unknown = get_args_parser().parse_known_intermixed_args(arguments)
+    if unknown:
+        raise UserError(f"{unknown[0]}: no such flag (there are -m, --cfg job, --help and those of --hydra-help)")
+    if options.multirun and (options.cfg or options.info):
+        raise UserError("-m: shows nothing; take --cfg and --info without it, for one point")
+    flags = [argument for argument in arguments if argument not in options.overrides]
+    points = _points(options.overrides) if options.multirun else [options.overrides]
+    runs = [config.compose(point) for point in points]
     if not flags:
-        return _one(config.compose(overrides), command)
-    if {"-m", "--multirun"} & set(flags):
-        for point in _points(overrides):
-            config.compose(point)
-    return _hydra(arguments)
+        return _one(runs[0], command)
+    _hydra([*flags, *options.overrides])
+    if not options.multirun:
+        return 0
+    return max(EXIT_CODES.get(Store(run.results).folder(run).state() or "", FAILED) for run in runs)
 
 
 def _one(run: config.Run, command: str) -> int:
@@ -40,30 +53,36 @@ def _one(run: config.Run, command: str) -> int:
 def _points(overrides: Sequence[str]) -> list[list[str]]:
     """Every grid point of a multirun, as Hydra's basic sweeper expands it, without Hydra's own settings."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
 
     own = [override for override in overrides if not override.lstrip("+~").startswith("hydra")]
-    try:
-        parsed = OverridesParser.create().parse_overrides(own)
-    except HydraException as error:
-        raise UserError(str(error).split("\n", 1)[0]) from error
-    return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+    return BasicSweeper.split_arguments(config.parse(own), max_batch_size=None)[0]
 
 
-def _hydra(arguments: Sequence[str]) -> int:
+def _hydra(arguments: Sequence[str]) -> None:
     import hydra
+    from hydra.errors import HydraException
 
     sys.argv = ["kfacrnn train", *arguments]
-    hydra.main(config_path=str(discovery.resource("configs")), config_name="config", version_base="1.3")(_job)()
-    return 0
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised to here instead of printed
+    main = hydra.main(config_path=str(discovery.resource("configs")), config_name="config", version_base="1.3")(_job)
+    try:
+        main()
+    except HydraException as error:
+        raise UserError(str(error).strip().split("\n", 1)[0]) from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise UserError(f"cannot write {error.filename}: {error.strerror}; choose another with results=DIR") from error
 
 
-def _job(composed: DictConfig) -> int:
-    return _one(config.typed(composed), "kfacrnn train " + " ".join(_task_overrides()))
-
-
-def _task_overrides() -> list[str]:
+def _job(composed: DictConfig) -> None:
+    """One point of a multirun. What stops it does not stop the others, but for Ctrl-C and SIGTERM."""
     from hydra.core.hydra_config import HydraConfig
 
-    return list(HydraConfig.get().overrides.task)
+    try:
+        code = _one(config.typed(composed), shlex.join(["kfacrnn", "train", *HydraConfig.get().overrides.task]))
+    except UserError as error:
+        print(f"kfacrnn: {error}", file=sys.stderr)
+        return
+    if code == EXIT_CODES["interrupted"]:
+        raise KeyboardInterrupt

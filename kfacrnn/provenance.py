@@ -31,7 +31,7 @@ def commit() -> dict[str, Any]:
             return {"commit": None, "dirty": None}
         return {
             "commit": git("rev-parse", "HEAD"),
-            "dirty": bool(git("status", "--porcelain", "--", "kfacrnn", "configs")),
+            "dirty": bool(git("status", "--porcelain", "--", ":/kfacrnn", ":/configs")),
         }
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}

@@ -42,15 +42,15 @@ def _range_problem(value: Any, limits: Any) -> str | None:
     numeric = [limits[name] for name in ("above", "at_least", "below", "at_most")]
     if all(limit is None for limit in numeric):
         return None
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return "must be finite"
     above, at_least, below, at_most = numeric
     if above is not None and not value > above:
-        return f"must be above {above:g}"
+        return f"must be above {above}"
     if at_least is not None and not value >= at_least:
-        return f"must be at least {at_least:g}"
+        return f"must be at least {at_least}"
     if below is not None and not value < below:
-        return f"must be below {below:g}"
+        return f"must be below {below}"
     if at_most is not None and not value <= at_most:
-        return f"must be at most {at_most:g}"
+        return f"must be at most {at_most}"
     return None

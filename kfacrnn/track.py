@@ -10,6 +10,9 @@ from typing import Any, Protocol
 from kfacrnn.config import Run
 from kfacrnn.errors import UserError
 
+INIT_TIMEOUT = 20.0  # seconds; W&B itself would wait for 90 and then fail
+FINISH_TIMEOUT = 60.0
+
 
 class Mirror(Protocol):
     def log(self, row: dict[str, Any]) -> None: ...
@@ -26,7 +29,10 @@ class Nobody:
 
 
 class WandB:
-    """One W&B run per training run, with the run's own identity, so that a resumed run goes on where it was."""
+    """One W&B run per training run, with the run's own identity, so that a resumed run goes on where it was.
+
+    Whatever W&B raises ends the mirror with one line, not the run: hence the broad `except`.
+    """
 
     def __init__(self, run: Run, folder: Path):
         import dataclasses
@@ -48,23 +54,46 @@ class WandB:
             "dir": folder,
             "config": {**dataclasses.asdict(run), "run_id": run.run_id},
         }
-        mode = run.tracker.mode
-        settings = wandb.Settings(init_timeout=20, x_disable_stats=True, console="off")
-        if mode == "online":
+        options["settings"] = wandb.Settings(
+            init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT, x_disable_stats=True, console="off"
+        )
+        self._run: Any = None
+        if run.tracker.mode == "online":
             try:
-                self._run = wandb.init(mode="online", settings=settings, **options)
-            except (wandb.errors.Error, OSError) as error:
-                print(f"W&B cannot be reached ({str(error).splitlines()[0]}); going on offline", file=sys.stderr)
-                mode = "offline"
-        if mode == "offline":
-            self._run = wandb.init(mode="offline", settings=settings, **options)
+                self._run = wandb.init(mode="online", **options)
+            except Exception as error:
+                print(f"W&B cannot be reached ({_first_line(error)}); going on offline", file=sys.stderr)
+                wandb.teardown()  # its service would otherwise hold the run's identity
+        if self._run is None:
+            try:
+                self._run = wandb.init(mode="offline", **options)
+            except Exception as error:
+                self._give_up(error)
 
     def log(self, row: dict[str, Any]) -> None:
-        self._run.log({key: value for key, value in row.items() if value is not None}, step=int(row["update"]))
+        if self._run is None:
+            return
+        try:
+            self._run.log({key: value for key, value in row.items() if value is not None}, step=int(row["update"]))
+        except Exception as error:
+            self._give_up(error)
 
     def finish(self, state: str) -> None:
-        self._run.summary["state"] = state
-        self._run.finish(exit_code=0 if state in ("done", "diverged", "interrupted") else 1)
+        if self._run is None:
+            return
+        try:
+            self._run.summary["state"] = state
+            self._run.finish(exit_code=1 if state == "failed" else 0)
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._run = None
+        print(f"W&B has stopped ({_first_line(error)}); the run goes on without it", file=sys.stderr)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).split("\n", 1)[0]
 
 
 def open_mirror(run: Run, folder: Path) -> Mirror:

@@ -37,12 +37,16 @@ def train(run: Run, command: str) -> RunFolder:
     with folder.writing():
         if folder.status().get("state") not in FINISHED:
             session = Session(run)
-            session.begin(folder, command)
+            mirror = open_mirror(run, folder.path)
             try:
-                _loop(session, folder)
+                session.begin(folder, command)
+                _loop(session, folder, mirror)
             except Exception as error:
                 reason = str(error) or type(error).__name__
-                folder.set_status("failed", update=session.update, updates=run.budget.updates, reason=reason)
+                try:
+                    folder.set_status("failed", update=session.update, updates=run.budget.updates, reason=reason)
+                finally:
+                    mirror.finish("failed")
                 raise
     return folder
 
@@ -210,10 +214,9 @@ class Session:
         self._seconds_at_last_row = state["seconds_at_last_row"]
 
 
-def _loop(session: Session, folder: RunFolder) -> None:
+def _loop(session: Session, folder: RunFolder, mirror: Mirror) -> None:
     run, ledger = session.run, session.ledger
     budget, title = run.budget, f"{run.task.name} {run.optimizer.name} {run.run_id}"
-    mirror = open_mirror(run, folder.path)
     state, reason, note, beat = "done", "", "", time.monotonic()
     with _signals() as received, Progress(title, budget.updates, session.update) as progress:
         while session.update < budget.updates:
@@ -256,14 +259,10 @@ def _end(session: Session, folder: RunFolder, mirror: Mirror, state: str, reason
 
 
 def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device={name}: no such device; write cpu, cuda or cuda:1") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device={name}: torch finds no CUDA device here; write device=cpu")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device={name}: not supported; write cpu, cuda or cuda:1")
+    device = torch.device(name)
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UserError(f"device={name}: torch finds {count} CUDA devices here; write device=cpu")
     return device
 
 
