@@ -1,0 +1,185 @@
+"""Blocks alone: what they make of a_t, g_t and a gradient, against dense matrices; and the coverage table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kfacrnn.kfac.blocks import Coverage, Curvature, block_of
+from kfacrnn.kfac.capture import ElementwiseMap, EmbeddingMap, LinearMap
+from kfacrnn.kfac.factors import Sequences
+from tests.kfac import dense
+
+T, B = 4, 6
+LAMBDA, N = 1e-2, 3.0
+CURVATURE = Curvature("option1", 100, 1e10, torch.float64)
+THREE = ("indep", "option1", "option2")
+
+
+def parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(*shape, dtype=torch.float64))
+
+
+def made(map, curvature: Curvature = CURVATURE):
+    """A block that has seen one pass, its averages inverted, its parameters with gradients; and that pass."""
+    names = {p: f"p{number}" for number, p in enumerate(map.parameters)}
+    block = block_of("block", map, curvature, names)
+    if isinstance(map, EmbeddingMap):
+        a = torch.randint(len(map.weight), (T, B))
+    else:
+        width = map.parameters[0].shape[-1] if isinstance(map, ElementwiseMap) else sum(W.shape[1] for W in map.weights)
+        a = torch.randn(T, B, width, dtype=torch.float64).cumsum(0)
+    out = map.weight.shape[1] if isinstance(map, EmbeddingMap) else map.parameters[0].shape[0]
+    g = torch.randn(T, B, out, dtype=torch.float64).cumsum(0)
+    block.observe(a, g, None, Sequences(T, B, {T: float(B)}), 0.9)
+    block.inverse = block.inversion(LAMBDA)()
+    for p in map.parameters:
+        p.grad = torch.randn_like(p)
+    return block, a, g
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.einsum("tbi,tbj->ij", x, x) / (T * B), torch.einsum("tbi,tbj->ij", x[1:], x[:-1]) / (T * B)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("approximation", THREE)
+def test_a_block_with_two_inputs_two_biases_and_uneven_splits_agrees_with_dense_matrices(approximation):
+    W_x, W_h, b_1, b_2 = parameter(6, 2), parameter(6, 3), parameter(6), parameter(6)
+    splits = {"one": 1, "three": 3, "two": 2}
+    linear = LinearMap("m", (W_x, W_h), (b_1, b_2), splits)
+    block, a, g = made(linear, replace(CURVATURE, approximation=approximation))
+    b_2.grad = b_1.grad.clone()  # as they are added to the same pre-activation
+    (D_x, D_h, d_1, d_2), product = block.direction(N)
+
+    A0, A1 = moments(torch.cat([a, torch.ones(T, B, 1)], -1))
+    G = [moments(rows) for rows in g.split([1, 3, 2], -1)]
+    mean_trace_G = sum(G0.trace() / len(G0) for G0, _ in G) / 3
+    pi = (A0.trace() / len(A0) / mean_trace_G).sqrt().item()  # one for all splits
+    Z = torch.cat([W_x.grad, W_h.grad, b_1.grad.unsqueeze(1)], 1)
+    expected = [
+        dense.multiply(approximation, A0, A1, *moment, z, lengths={T: 1.0}, damping=LAMBDA, pi=pi)
+        for moment, z in zip(G, Z.split([1, 3, 2]), strict=True)
+    ]
+    expected = N * torch.cat(expected)
+    torch.testing.assert_close(torch.cat([D_x, D_h, (d_1 + d_2).unsqueeze(1)], 1), expected, rtol=1e-9, atol=1e-12)
+    assert torch.equal(d_1, d_2)
+    torch.testing.assert_close(product, (expected * Z).sum())
+
+
+def test_an_embedding_agrees_with_the_dense_matrices_of_its_one_hot_inputs():
+    weight = parameter(5, 3)
+    block, tokens, g = made(EmbeddingMap("m", weight))
+    (D,), product = block.direction(N)
+    one_hot = nn.functional.one_hot(tokens, 5).double()
+    A0, G0 = moments(one_hot)[0], moments(g)[0]
+    zeros = torch.zeros_like(A0), torch.zeros_like(G0)
+    expected = dense.multiply("indep", A0, zeros[0], G0, zeros[1], weight.grad.T, lengths={T: 1.0}, damping=LAMBDA)
+    torch.testing.assert_close(D, N * expected.T, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(product, (D * weight.grad).sum())
+
+
+@pytest.mark.parametrize("which", ["gain and shift", "gain", "shift"])
+def test_gains_and_shifts_are_divided_by_the_second_moments_of_their_gradients(which):
+    gain, shift = (parameter(4) if name in which else None for name in ("gain", "shift"))
+    block, a, g = made(ElementwiseMap("m", gain, shift))
+    directions, product = block.direction(N)
+    moments = [((g * a) ** 2).mean((0, 1))] * (gain is not None) + [(g**2).mean((0, 1))] * (shift is not None)
+    expected = [N * p.grad / (T * (m + LAMBDA)) for p, m in zip(block.parameters, moments, strict=True)]
+    torch.testing.assert_close(directions, expected)
+    torch.testing.assert_close(product, sum((d * p.grad).sum() for d, p in zip(directions, block.parameters)))  # noqa: B905
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(8, 3), (3, 8)])
+def test_factors_that_are_too_large_are_diagonal_and_take_the_lags_with_them(rows, columns):
+    weight = parameter(rows, columns)
+    block, a, g = made(LinearMap("m", (weight,)), replace(CURVATURE, max_dense=4))
+    A0, G0 = moments(a)[0], moments(g)[0]
+    A0, G0 = (M.diagonal() if len(M) > 4 else M for M in (A0, G0))
+    torch.testing.assert_close(block.average.values(), [A0, G0])
+    zeros = torch.zeros_like(A0), torch.zeros_like(G0)
+    expected = dense.multiply("indep", A0, zeros[0], G0, zeros[1], weight.grad, lengths={T: 1.0}, damping=LAMBDA)
+    torch.testing.assert_close(block.direction(N)[0][0], N * expected, rtol=1e-9, atol=1e-12)
+    assert block.coverage()[0].approximation == "indep"
+
+
+def test_an_output_map_keeps_no_lag_factors():
+    block, *_ = made(LinearMap("m", (parameter(3, 2),), is_output=True))
+    assert [value.shape for value in block.average.values()] == [(2, 2), (3, 3)]
+
+
+def test_a_map_computes_the_logits_if_its_g_is_theirs():
+    block = block_of("b", LinearMap("m", (weight := parameter(3, 2),)), CURVATURE, {weight: "w"})
+    g = torch.randn(T, B, 3)
+    block.meet_logits(g, 2 * g)
+    assert not block.is_logits
+    block.meet_logits(g[..., :2], g)
+    assert not block.is_logits
+    block.meet_logits(g.bfloat16().float(), g)
+    assert block.is_logits
+    assert block.is_output
+
+
+def test_exact_variances_stand_in_for_sampled_ones_where_G_is_diagonal():
+    weight = parameter(5, 2)
+    block = block_of("b", LinearMap("m", (weight,)), replace(CURVATURE, max_dense=4), {weight: "w"})
+    a, g, variance = torch.randn(T, B, 2), torch.randn(T, B, 5), torch.rand(T, B, 5)
+    block.observe(a, g, variance, Sequences(T, B, {T: float(B)}), 0.9)
+    torch.testing.assert_close(block.average.values()[1], variance.mean((0, 1)))
+
+
+def test_a_parameter_without_a_gradient_counts_as_having_none():
+    W, b = parameter(3, 2), parameter(3)
+    block, *_ = made(LinearMap("m", (W,), (b,)))
+    (expected, _), _ = block.direction(N)
+    b.grad = torch.zeros_like(b)
+    (without, _), _ = block.direction(N)
+    b.grad = None
+    torch.testing.assert_close(block.direction(N)[0][0], without)
+    assert not torch.equal(expected, without)
+
+
+@pytest.mark.parametrize(
+    "map",
+    [
+        LinearMap("m", (parameter(6, 2),), (parameter(6),), {"i": 3, "f": 3}),
+        EmbeddingMap("m", parameter(5, 3)),
+        ElementwiseMap("m", parameter(4), parameter(4)),
+    ],
+    ids=lambda map: type(map).__name__,
+)
+def test_a_block_restored_from_its_state_gives_the_same_direction_bit_for_bit(map):
+    block, *_ = made(map)
+    other = block_of("block", map, CURVATURE, {p: "p" for p in map.parameters})
+    other.load_state_dict(block.state_dict())
+    torch.testing.assert_close(other.direction(N), block.direction(N), rtol=0, atol=0)
+    torch.testing.assert_close(other.average.values(), block.average.values(), rtol=0, atol=0)
+
+
+def test_the_state_of_a_block_of_other_sizes_is_refused_by_name():
+    state = made(LinearMap("m", (parameter(3, 2),)))[0].state_dict()
+    other, *_ = made(LinearMap("m", (parameter(3, 4),)))
+    with pytest.raises(ValueError, match="the state is that of another model: block has factors"):
+        other.load_state_dict(state)
+
+
+def test_the_coverage_table_names_blocks_rows_approximations_and_factor_sizes():
+    gates = LinearMap("m", (parameter(6, 2), parameter(6, 3)), (parameter(6),), {"i": 4, "f": 2})
+    names = dict(zip(gates.parameters, ("W_x", "W_h", "b"), strict=True))
+    rows = block_of("l0", gates, CURVATURE, names).coverage()
+    rows += block_of("e", EmbeddingMap("m", weight := parameter(500, 3)), CURVATURE, {weight: "e.weight"}).coverage()
+    rows += block_of("n", ElementwiseMap("m", gain := parameter(4)), CURVATURE, {gain: "n.gain"}).coverage()
+    assert str(Coverage(rows)).splitlines() == [
+        "block  parameters                  approximation  factors",
+        "l0.i   W_x[0:4], W_h[0:4], b[0:4]  option1        A 6 · G 4",
+        "l0.f   W_x[4:6], W_h[4:6], b[4:6]  option1        A 6 · G 2",
+        "e      e.weight                    indep          A 500 diagonal · G 3",
+        "n      n.gain                      diagonal       4",
+    ]
