@@ -16,6 +16,7 @@ J. Ba, R. Grosse, J. Martens, "Distributed Second-Order Optimization using Krone
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -38,7 +39,7 @@ class KFAC(torch.optim.Optimizer):
     approximation   "indep" (eqn 6), "option1" (eqn 8), "option2" (eqn 9)
     loss_scale      N = (loss summed over a sequence's steps) / (training loss h): T for a mean over steps, 1 for a sum
     lr              η_max, the largest step size; learning-rate schedulers act on it
-    damping         λ, added to V0 in factored form; refers to h
+    damping         λ, added to V0 in factored form
     kl_clip         c: the predicted KL change of an update is at most c/2, in nats per unit of h; multiplied by
                     `kl_clip_decay` (ζ) after every update
     momentum        μ, on the preconditioned updates
@@ -57,6 +58,7 @@ class KFAC(torch.optim.Optimizer):
     max_dense       factors of a larger dimension are diagonal
 
     Raises ValueError for an argument out of range, and for a model of which something would be left untrained.
+    Parameters without a gradient (None) stay where they are, as with any optimiser.
     """
 
     def __init__(
@@ -88,19 +90,22 @@ class KFAC(torch.optim.Optimizer):
         _check("approximation", approximation, approximation in APPROXIMATIONS, f"one of {', '.join(APPROXIMATIONS)}")
         _check("fisher", fisher, fisher in ("sampled", "empirical"), "'sampled' or 'empirical'")
         _check("fallback", fallback, fallback in (None, "gradient"), "None or 'gradient'")
-        for name, value in (("lr", lr), ("damping", damping), ("kl_clip", kl_clip), ("loss_scale", loss_scale)):
+        positive = {"damping": damping, "kl_clip": kl_clip, "loss_scale": loss_scale, "gamma_max": gamma_max}
+        for name, value in positive.items():
             _check(name, value, math.isfinite(value) and value > 0, "finite and > 0")
         for name, value in (("kl_clip_decay", kl_clip_decay), ("statistics_fraction", statistics_fraction)):
             _check(name, value, 0 < value <= 1, "in (0, 1]")
-        for name, value in (("momentum", momentum), ("statistics_decay", statistics_decay)):
-            _check(name, value, 0 <= value < 1, "in [0, 1)")
-        for name, count in (("statistics_every", statistics_every), ("refresh_every", refresh_every)):
-            _check(name, count, count >= 1, "at least 1")
+        _check("statistics_decay", statistics_decay, 0 <= statistics_decay < 1, "in [0, 1)")
+        counts = {"statistics_every": statistics_every, "refresh_every": refresh_every, "max_dense": max_dense}
+        for name, count in counts.items():
+            _check(name, count, isinstance(count, int) and count >= 1, "an integer of at least 1")
         _check("refresh_delay", refresh_delay, 0 <= refresh_delay < refresh_every, "in [0, refresh_every)")
-        _check("weight_decay", weight_decay, math.isfinite(weight_decay) and weight_decay >= 0, "finite and >= 0")
+        dtypes = (torch.float32, torch.float64)
+        _check("compute_dtype", compute_dtype, compute_dtype in dtypes, "torch.float32 or torch.float64")
 
         params = [p for p in model.parameters() if p.requires_grad] if params is None else params
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.approximation = approximation
         self.damping = damping
         self.kl_clip = kl_clip
         self._kl_clip_decay = kl_clip_decay
@@ -110,7 +115,7 @@ class KFAC(torch.optim.Optimizer):
         self._adaptive_damping = adaptive_damping
         self._estimator = Estimator(
             model,
-            {p for group in self.param_groups for p in group["params"]},
+            {p for group in self.param_groups for p in group["params"] if p.requires_grad},
             Curvature(approximation, max_dense, gamma_max, compute_dtype),
             decay=statistics_decay,
             empirical=fisher == "empirical",
@@ -130,6 +135,17 @@ class KFAC(torch.optim.Optimizer):
         self._predicted_change = 0.0
         self._reduction_ratio = math.nan
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Only the constructor may: blocks are found once. Raises ValueError later, and for an option out of range."""
+        if hasattr(self, "_estimator"):
+            raise ValueError("param groups of KFAC are given once, as params: its blocks are found when it is made")
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        _check("lr", group["lr"], math.isfinite(group["lr"]) and group["lr"] > 0, "finite and > 0")
+        _check("momentum", group["momentum"], 0 <= group["momentum"] < 1, "in [0, 1)")
+        decay = group["weight_decay"]
+        _check("weight_decay", decay, math.isfinite(decay) and decay >= 0, "finite and >= 0")
+
     # ------------------------------------------------------------------------------------------------- statistics
 
     @property
@@ -138,9 +154,10 @@ class KFAC(torch.optim.Optimizer):
         return self._newest_statistics < self._updates and self._updates % self._statistics_every == 0
 
     def statistics_cases(self, cases: int) -> slice:
-        """The next `statistics_fraction` of a batch's `cases` sequences, in rotation over the passes."""
+        """The next `statistics_fraction` of a batch's `cases` sequences, in rotation over the passes; the last part of a
+        rotation overlaps the one before where the fraction leaves a rest."""
         count = max(1, round(cases * self._statistics_fraction))
-        start = self._next_case if self._next_case + count <= cases else 0
+        start = min(self._next_case, cases - count) if self._next_case < cases else 0
         self._next_case = start + count
         return slice(start, start + count)
 
@@ -150,27 +167,33 @@ class KFAC(torch.optim.Optimizer):
         `forward` runs the model and returns its predictive distribution, such as
         `lambda: Categorical(logits=model(x_part))`; with fisher="empirical" it returns `(distribution, targets)`. The
         sequences may be a part of the batch. Gradients of parameters are neither computed nor touched, and the global
-        random generators are left as they were. Raises ValueError if a map was not used, or not in one call over all
-        its time-steps.
+        random generators are left as they were. A pass that is not finite is left out and counted. Raises ValueError if
+        a map was not used, or not in one call over all its time-steps, or if the log-loss depends on a parameter in
+        other ways than through its map.
         """
-        self._estimator.update(forward)
-        self._newest_statistics = self._updates
+        if self._estimator.update(forward):
+            self._newest_statistics = self._updates
 
     # ------------------------------------------------------------------------------------------------------- step
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update from the gradients in place. If they, or what is made of them, are not finite, nothing moves and
-        the update counts as skipped. Raises RuntimeError before the first `update_statistics`."""
+        the update counts as skipped. Raises RuntimeError before the first `update_statistics`, and ValueError if the
+        very first factors cannot be inverted."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         if self._newest_statistics < 0:
             raise RuntimeError("KFAC.step needs curvature: call update_statistics whenever statistics_due is True")
-        self._inverses.advance(self._updates, self._newest_statistics, self.damping)
-        directions, self._curvature = self._directions()
-        if math.isfinite(self._curvature):
+        with torch.autocast(self._estimator.device.type, enabled=False):  # a user may step where the loss is computed
+            self._inverses.advance(self._updates, self._newest_statistics, self.damping)
+            directions, curvature = self._directions()
+        self._step_size = self._predicted_change = 0.0
+        is_usable = math.isfinite(curvature) and curvature >= 0
+        self._curvature = curvature if is_usable else 0.0
+        if is_usable:
             self._move(directions)
         else:
             self._skipped += 1
@@ -183,6 +206,8 @@ class KFAC(torch.optim.Optimizer):
         directions: dict[Tensor, Tensor] = {}
         products = []
         for block in self._estimator.blocks.values():
+            if not block.has_gradient:
+                continue
             block_directions, product = block.direction(self._loss_scale)
             directions.update(zip(block.parameters, block_directions, strict=True))
             products.append(product)
@@ -190,13 +215,15 @@ class KFAC(torch.optim.Optimizer):
             if parameter.grad is not None:
                 directions[parameter] = parameter.grad
                 products.append(parameter.grad.square().sum())
-        return directions, torch.stack(products).sum().item()
+        return directions, torch.stack(products).sum().item() if products else 0.0
 
     def _move(self, directions: dict[Tensor, Tensor]) -> None:
-        self._predicted_change = 0.0
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p in directions]
-            self._step_size = eta = kl_bounded(group["lr"], self.kl_clip, self._curvature)
+            if not parameters:
+                continue
+            eta = kl_bounded(group["lr"], self.kl_clip, self._curvature)
+            self._step_size = max(self._step_size, eta)
             velocities = [self._running(p, "velocity") for p in parameters]
             torch._foreach_mul_(velocities, group["momentum"])
             torch._foreach_add_(velocities, [directions[p] for p in parameters], alpha=-eta)
@@ -226,16 +253,18 @@ class KFAC(torch.optim.Optimizer):
             raise RuntimeError("adapt_damping needs KFAC(adaptive_damping=LevenbergMarquardt())")
         change = float(loss_after) - float(loss_before)
         self._reduction_ratio = change / self._predicted_change if self._predicted_change else math.nan
-        self.damping = self._adaptive_damping.adapted(self.damping, self._reduction_ratio)
+        if self._predicted_change or not math.isfinite(change):  # nothing moved: nothing to be learnt
+            self.damping = self._adaptive_damping.adapted(self.damping, self._reduction_ratio)
 
     def _predict_change(self, parameters: list[Tensor], eta: float, momentum: float) -> None:
         """Adds M(v) = ∇hᵀv + ½ vᵀF̂v. As F̂Δ = ∇h, the response F̂v is the same running sum as v, of gradients instead
         of directions, as far as F̂ changes little over the memory of the momentum."""
+        changes = []
         for parameter in parameters:
-            gradient, velocity = parameter.grad, self._running(parameter, "velocity")
-            if gradient is not None:
-                response = self._running(parameter, "response").mul_(momentum).add_(gradient, alpha=-eta)
-                self._predicted_change += (velocity * (gradient + response / 2)).sum().item()
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            response = self._running(parameter, "response").mul_(momentum).add_(gradient, alpha=-eta)
+            changes.append((self._running(parameter, "velocity") * (gradient + response / 2)).sum())
+        self._predicted_change += torch.stack(changes).sum().item()
 
     # ------------------------------------------------------------------------------------------- insight and state
 
@@ -261,6 +290,7 @@ class KFAC(torch.optim.Optimizer):
             "condition_G": max((d.condition_G for d in seen), default=1.0),
             "retries": sum(d.retries for d in seen),
             "failed_inversions": self._inverses.failures,
+            "skipped_statistics": self._estimator.skipped,
             "skipped_updates": self._skipped,
             "reduction_ratio": self._reduction_ratio,
         }
@@ -281,6 +311,7 @@ class KFAC(torch.optim.Optimizer):
         """Plain containers and tensors: loads with `weights_only=True` and continues bit for bit."""
         state = super().state_dict()
         state["kfac"] = {
+            "approximation": self.approximation,
             "numbers": {name: getattr(self, name) for name in self._NUMBERS},
             "estimator": self._estimator.state_dict(),
             "inverses": self._inverses.state_dict(),
@@ -288,8 +319,12 @@ class KFAC(torch.optim.Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises ValueError if the state is that of another model."""
-        state = state_dict["kfac"]
+        """Raises ValueError if the state is that of another model, approximation or optimiser."""
+        state_dict = copy.deepcopy(state_dict)  # averages change in place: no two optimisers may hold the same ones
+        state = state_dict.get("kfac", {})
+        if state.get("approximation") != self.approximation:
+            other = state.get("approximation", "another optimiser")
+            raise ValueError(f"the state is that of {other}, not of {self.approximation}")
         self._estimator.load_state_dict(state["estimator"])
         self._inverses.load_state_dict(state["inverses"])
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "kfac"})
