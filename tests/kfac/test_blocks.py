@@ -23,7 +23,7 @@ def parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(*shape, dtype=torch.float64))
 
 
-def made(map, curvature: Curvature = CURVATURE):
+def made(map, curvature: Curvature = CURVATURE, lengths: tuple[int, ...] = (T,) * B):
     """A block that has seen one pass, its averages inverted, its parameters with gradients; and that pass."""
     names = {p: f"p{number}" for number, p in enumerate(map.parameters)}
     block = block_of("block", map, curvature, names)
@@ -34,7 +34,9 @@ def made(map, curvature: Curvature = CURVATURE):
         a = torch.randn(T, B, width, dtype=torch.float64).cumsum(0)
     out = map.weight.shape[1] if isinstance(map, EmbeddingMap) else map.parameters[0].shape[0]
     g = torch.randn(T, B, out, dtype=torch.float64).cumsum(0)
-    block.observe(a, g, None, Sequences(T, B, {T: float(B)}), 0.9)
+    behind = torch.arange(T)[:, None] >= torch.tensor(lengths)
+    counts = {length: float(lengths.count(length)) for length in set(lengths)}
+    block.observe(a, g.masked_fill(behind.unsqueeze(-1), 0), None, Sequences(T, B, counts, behind), 0.9)
     block.inverse = block.inversion(LAMBDA)()
     for p in map.parameters:
         p.grad = torch.randn_like(p)
@@ -72,6 +74,20 @@ def test_a_block_with_two_inputs_two_biases_and_uneven_splits_agrees_with_dense_
     torch.testing.assert_close(torch.cat([D_x, D_h, (d_1 + d_2).unsqueeze(1)], 1), expected, rtol=1e-9, atol=1e-12)
     assert torch.equal(d_1, d_2)
     torch.testing.assert_close(product, (expected * Z).sum())
+
+
+@pytest.mark.parametrize("approximation", THREE)
+def test_padded_sequences_enter_by_the_distribution_of_their_lengths(approximation):
+    weight, lengths = parameter(3, 2), (4, 1, 3, 4, 4, 2)
+    block, a, g = made(LinearMap("m", (weight,)), replace(CURVATURE, approximation=approximation), lengths)
+    factors = []
+    for x in (a, g):
+        cases = [x[:length, case] for case, length in enumerate(lengths)]
+        factors.append(sum(v.T @ v for v in cases) / sum(lengths))
+        factors.append(sum(v[1:].T @ v[:-1] for v in cases) / sum(lengths))
+    weights = {1: 1 / 6, 2: 1 / 6, 3: 1 / 6, 4: 1 / 2}
+    expected = dense.multiply(approximation, *factors, weight.grad, lengths=weights, damping=LAMBDA)
+    torch.testing.assert_close(block.direction(N)[0][0], N * expected, rtol=1e-9, atol=1e-12)
 
 
 def test_an_embedding_agrees_with_the_dense_matrices_of_its_one_hot_inputs():
@@ -157,7 +173,7 @@ def test_a_parameter_without_a_gradient_counts_as_having_none():
 )
 def test_a_block_restored_from_its_state_gives_the_same_direction_bit_for_bit(map):
     block, *_ = made(map)
-    other = block_of("block", map, CURVATURE, {p: "p" for p in map.parameters})
+    other = block_of("block", map, CURVATURE, dict.fromkeys(map.parameters, "p"))
     other.load_state_dict(block.state_dict())
     torch.testing.assert_close(other.direction(N), block.direction(N), rtol=0, atol=0)
     torch.testing.assert_close(other.average.values(), block.average.values(), rtol=0, atol=0)
