@@ -182,17 +182,20 @@ def _checked(schema: Any, config: DictConfig, key: str) -> Any:
 
     prefix = f"{key}." if key else ""
     fields = [field.name for field in dataclasses.fields(schema)]
-    node = config[key] if key else OmegaConf.masked_copy(config, fields)
+    typed_part = OmegaConf.structured(schema)
     file = f"configs/{key}/{_raw(config, f'{key}.name')}.yaml"
     where = f" ({file})" if key and (discovery.resource("configs").parent / file).is_file() else ""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), node)
+        if key:  # beside the other groups, so that it may refer to them
+            merged: Any = OmegaConf.select(OmegaConf.merge({key: typed_part}, config), key)
+        else:
+            merged = OmegaConf.merge(typed_part, OmegaConf.masked_copy(config, fields))
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise UserError(f"{prefix}{missing[0]} has no value{where}")
         checked = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        name = f"{prefix}{error.full_key or error.key}"
+        name = prefix + str(error.full_key or error.key).removeprefix(prefix)
         if isinstance(error, ConfigKeyError):
             owner = error.object_type if dataclasses.is_dataclass(error.object_type) else schema
             there_are = [field.name for field in dataclasses.fields(owner)]

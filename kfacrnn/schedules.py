@@ -18,7 +18,7 @@ class Schedule:
     cosine        from 1 at update 0 to `final` at the end of the budget
 
     A warm-up multiplies the first `warmup` updates by (k+1)/warmup. Zaremba et al. (2014), medium model: step, rate
-    1/1.2, from epoch 6 on, every epoch.
+    1/1.2, from the seventh epoch on, every epoch.
     """
 
     kind: str = setting("shape of the schedule", choices=["constant", "exponential", "step", "cosine"])

@@ -166,16 +166,16 @@ class RunFolder:
         write_atomic(newest, hashlib.sha256(content).digest() + content)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest checkpoint that is whole, or None."""
+        """The newest checkpoint that is whole, or None. Removes damaged ones, lest they replace a whole one."""
         import torch
 
         for name in ("checkpoint.pt", "checkpoint.old.pt"):
-            try:
-                content = (self.path / name).read_bytes()
-            except OSError:
-                continue
-            if hashlib.sha256(content[32:]).digest() == content[:32]:
-                return torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+            path = self.path / name
+            if path.exists():
+                content = path.read_bytes()
+                if hashlib.sha256(content[32:]).digest() == content[:32]:
+                    return torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+                path.unlink()
         return None
 
     def save_model(self, parameters: dict[str, Any]) -> None:

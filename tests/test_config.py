@@ -1,0 +1,213 @@
+"""From overrides to a run: what is refused, with which words, and what makes two runs the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from kfacrnn import config
+from kfacrnn.config import NUMERICS_VERSION, Budget, Data, Run, Tracker
+from kfacrnn.errors import UserError
+
+MISTAKES: list[tuple[list[str], list[str]]] = [
+    # the overrides, and what the line has to name
+    (["optimizer.lr=fast"], ["optimizer.lr=fast", "Float", "configs/optimizer/adam.yaml"]),
+    (["optimizer.lr=-1"], ["optimizer.lr=-1", "above 0"]),
+    (["optimizer.lr=0"], ["optimizer.lr=0", "above 0"]),
+    (["optimizer.lr=nan"], ["optimizer.lr=nan", "finite"]),
+    (["optimizer.lr=inf"], ["optimizer.lr=inf", "finite"]),
+    (["optimizer.lr=null"], ["optimizer.lr=null", "float"]),
+    (["optimizer.lr="], ["optimizer.lr=:", "Float"]),
+    (["optimizer.lr='???'"], ["optimizer.lr has no value"]),
+    (["optimizer.lr=${nope}"], ["optimizer.lr=${nope}", "'nope'"]),
+    (["optimizer.lr=[1,2]"], ["optimizer.lr=[1, 2]", "Float"]),
+    (["optimizer.lr=½"], ["optimizer.lr=½", "key=value"]),
+    (["optimizer.lr=a\nb"], ["optimizer.lr=a b", "key=value"]),
+    (["optimizer.lr=0.1,0.2"], ["optimizer.lr=0.1,0.2", "-m"]),
+    (["optimizer.lr=" + "9" * 400], ["optimizer", "too large"]),
+    (["~optimizer.lr"], ["optimizer.lr has no value"]),
+    (["+optimizer.lr=1"], ["+optimizer.lr=1", "there already"]),
+    (["optimizer.lrr=1"], ["optimizer.lrr=1", "did you mean 'optimizer.lr'"]),
+    (["++optimizer.lrr=1"], ["optimizer.lrr", "did you mean 'lr'"]),
+    (["lrr=1"], ["lrr=1", "did you mean 'optimizer.lr'"]),
+    (["updates=1"], ["updates=1", "did you mean 'budget.updates'"]),
+    (["sed=1"], ["sed=1", "did you mean 'seed'"]),
+    (["größe=1"], ["größe=1", "key=value"]),
+    (["foo"], ["'foo'", "key=value"]),
+    (["+foo=1"], ["'foo'", "there are", "seed"]),
+    (["optimizer=adamm"], ["optimizer", "'adamm'", "did you mean 'adam'"]),
+    (["optimizer=3"], ["optimizer", "'3'", "adam"]),
+    (["optimizer=null"], ["optimizer", "'None'", "adam"]),
+    (["optimizer="], ["optimizer", "''", "adam"]),
+    (["optimizer=_kfac"], ["optimizer", "'_kfac'", "kfac_indep"]),
+    (["optimizer=../task/ptb_char"], ["optimizer", "../task/ptb_char", "adam"]),
+    (["optimizer=adam,sgd"], ["optimizer=adam,sgd", "-m"]),
+    (["~optimizer"], ["~optimizer", "adam"]),
+    (["~optimizer.name"], ["optimizer.name", "adam"]),
+    (["optimizer.name=sdg"], ["optimizer.name=sdg", "did you mean 'sgd'"]),
+    (["task.name=null"], ["task.name=None", "repeat_copy"]),
+    (["optimizer/schedule=cosin"], ["optimizer/schedule", "did you mean 'cosine'"]),
+    (["optimizer.schedule=cosine"], ["optimizer.schedule=cosine", "Schedule"]),
+    (["optimizer.schedule.kind=cos"], ["optimizer.schedule.kind=cos", "cosine"]),
+    (["optimizer=sgd", "optimizer.momentum=0", "optimizer.nesterov=true"], ["optimizer.nesterov=true", "momentum"]),
+    (["tuned=nope"], ["tuned", "'nope'", "repeat_copy/kfac_indep"]),
+    (["budget=3"], ["budget", "'3'", "smoke"]),
+    (["budget.updates=0"], ["budget.updates=0", "at least 1"]),
+    (["budget.updates=1e3"], ["budget.updates=1000.0", "Integer"]),
+    (["task=ptb_char", "task.bptt=0"], ["task.bptt=0", "at least 1"]),
+    (["task.hidden=true"], ["task.hidden=true", "Integer"]),
+    (["seed=${seed}"], ["seed=${seed}", "interpolation"]),
+    (["seed=-1"], ["seed=-1", "at least 0"]),
+    (["seed=1.5"], ["seed=1.5", "Integer"]),
+    (["seed=" + "9" * 400], ["seed=999", "2147483647"]),
+    (["seed=" + "9" * 5000], ["4300"]),
+    (["seed=" + "a" * 100_000], ["seed=aaa", "…", "Integer"]),
+    (["~seed"], ["seed has no value"]),
+    (["threads=0"], ["threads=0", "at least 1"]),
+    (["precision=fp16"], ["precision=fp16", "bf16"]),
+    (["device=tpu"], ["device=tpu", "cuda"]),
+    (["device="], ["device=", "cpu"]),
+    (["device=cuda:x"], ["device=cuda:x", "cuda:1"]),
+    (["results="], ["results=", "folder"]),
+    (["results=null"], ["results=null", "str"]),
+    (["data.source=http"], ["data.source=http", "torchtext"]),
+    (["data=null"], ["data=null", "group"]),
+    (["~data"], ["data=null", "group"]),
+    (["tracker=wand"], ["tracker", "did you mean 'wandb'"]),
+    (["tracker.tags=3"], ["tracker.tags=3", "list"]),
+    (["tracker.tags={a:1}"], ["tracker.tags={a:1}", "ListConfig"]),
+    (["tracker.mode=maybe"], ["tracker.mode=maybe", "offline, online"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "named"), MISTAKES, ids=lambda value: " ".join(value)[:40].replace("\n", "⏎"))
+def test_a_mistake_is_one_line_with_key_value_and_remedy(overrides: list[str], named: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        config.compose(overrides)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert len(line) < 1500
+    assert [part for part in named if part not in line] == []
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optimizer.lr=${budget.log_every}"],
+        ["optimizer={lr: 0.5}"],
+        ["seed=${oc.decode:'3'}"],
+        ["results='/tmp/größe und mehr'"],
+        ["tracker.tags=[a,b]", "tracker=wandb", "tracker.mode=online"],
+        ["optimizer=sgd", "optimizer.clip=null"],
+        ["device=cuda:1"],
+        ["~tuned"],
+        ["optimizer=kfac_option2", "tuned=repeat_copy/kfac_indep"],
+    ],
+    ids=lambda overrides: overrides[-1],
+)
+def test_what_is_unusual_but_right_passes(overrides: list[str]) -> None:
+    assert isinstance(config.compose(overrides), Run)
+
+
+def test_a_bad_composition_does_not_spoil_the_next() -> None:
+    with pytest.raises(UserError):
+        config.compose(["optimizer=adamm"])
+    assert config.compose([]).optimizer.name == "adam"
+
+
+# ---- identity ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Small:
+    name: str
+    size: int
+    rate: float
+
+
+def handmade(**changes: Any) -> Run:
+    """A run that no YAML file has a say in."""
+    values: dict[str, Any] = {
+        "seed": 3,
+        "precision": "fp32",
+        "threads": 2,
+        "device": "cpu",
+        "results": "results",
+        "budget": Budget("short", 10, 2, 5, 5),
+        "tracker": Tracker("none", "offline", "kfacrnn", None, None, []),
+        "data": Data(None, "files"),
+        "optimizer": Small("sgd", 1, 0.1),
+        "task": Small("copy", 2, 1.0),
+    }
+    return Run(**{**values, **changes})
+
+
+SCIENCE: list[dict[str, Any]] = [
+    {"seed": 4},
+    {"precision": "bf16"},
+    {"threads": 1},
+    {"budget": Budget("short", 11, 2, 5, 5)},
+    {"budget": Budget("long", 10, 2, 5, 5)},
+    {"optimizer": Small("sgd", 1, 0.10000000000000002)},
+    {"optimizer": Small("adam", 1, 0.1)},
+    {"task": Small("copy", 3, 1.0)},
+]
+CIRCUMSTANCES: list[dict[str, Any]] = [
+    {"device": "cuda"},
+    {"results": "/elsewhere"},
+    {"data": Data("/corpora", "torchtext")},
+    {"tracker": Tracker("wandb", "online", "other", "me", "all", ["a"])},
+]
+
+
+@pytest.mark.parametrize("change", SCIENCE, ids=str)
+def test_what_decides_the_curve_changes_the_identity(change: dict[str, Any]) -> None:
+    assert handmade(**change).run_id != handmade().run_id
+
+
+@pytest.mark.parametrize("change", CIRCUMSTANCES, ids=str)
+def test_paths_devices_and_trackers_do_not_change_the_identity(change: dict[str, Any]) -> None:
+    assert handmade(**change).run_id == handmade().run_id
+
+
+def test_a_raised_numerics_version_changes_every_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = handmade().run_id
+    monkeypatch.setattr(config, "NUMERICS_VERSION", NUMERICS_VERSION + 1)
+    assert handmade().run_id != before
+
+
+def test_the_identity_is_a_hash_of_sorted_json_so_that_stores_of_today_are_found_tomorrow() -> None:
+    """Written out once more: a change of the recipe, however well meant, would orphan every finished run."""
+    science = {
+        "budget": {"name": "short", "updates": 10, "log_every": 2, "eval_every": 5, "checkpoint_every": 5},
+        "numerics_version": NUMERICS_VERSION,
+        "optimizer": {"name": "sgd", "size": 1, "rate": 0.1},
+        "precision": "fp32",
+        "seed": 3,
+        "task": {"name": "copy", "size": 2, "rate": 1.0},
+        "threads": 2,
+    }
+    text = json.dumps(science, sort_keys=True)
+    assert handmade().run_id == hashlib.sha256(text.encode()).hexdigest()[:12]
+    assert handmade(seed=3).run_id == handmade(seed=3).run_id
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["seed=1", "optimizer.lr=0.5"], ["optimizer.lr=0.5", "seed=1"]),
+        (["optimizer.lr=1"], ["optimizer.lr=1.0"]),
+        (["optimizer.lr=1e-2"], ["optimizer.lr=0.01"]),
+        (["optimizer=adam", "task=repeat_copy"], []),
+        (["optimizer={lr: 0.5}"], ["optimizer.lr=0.5"]),
+        (["seed=${threads}", "threads=1"], ["seed=1", "threads=1"]),
+        (["results=/x", "device=cuda", "tracker=wandb", "data.root=/y"], []),
+    ],
+    ids=str,
+)
+def test_two_ways_to_write_a_run_are_one_run(one: list[str], other: list[str]) -> None:
+    assert config.compose(one).run_id == config.compose(other).run_id

@@ -1,0 +1,235 @@
+"""The results folder when processes die, files are cut, disks are full and two write at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kfacrnn.errors import UserError
+from kfacrnn.store import COLUMNS, RunFolder, Store, write_atomic
+from tests import processes
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path)
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From the call on, nothing more gets onto the disk."""
+
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return lambda: monkeypatch.setattr(os, "fsync", refuse)
+
+
+def row(update: int, **values: Any) -> dict[str, Any]:
+    return {"update": update, "train/nats": 0.1 * update, "memory_mb": 12.5, **values}
+
+
+def checkpoint(update: int) -> dict[str, Any]:
+    return {"update": update, "weights": torch.full((50,), float(update))}
+
+
+def loaded(folder: RunFolder) -> int | None:
+    state = folder.load_checkpoint()
+    return None if state is None else state["update"]
+
+
+# ---- atomic files ------------------------------------------------------------------------------------------------
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_no_litter(tmp_path: Path, full_disk: Callable[[], None]) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    full_disk()
+    with pytest.raises(UserError, match=f"cannot write {path}: No space left on device"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_process_killed_while_writing_leaves_the_old_content_and_the_next_writer_sweeps_up(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*_: Any) -> None:
+        raise Killed
+
+    folder.set_status("running", update=1, updates=9)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", die)
+        with pytest.raises(Killed):
+            folder.set_status("done", update=9, updates=9)
+    assert folder.status()["state"] == "running"
+    assert list(folder.path.glob("*.tmp"))
+    with folder.writing():
+        assert not list(folder.path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("content", ["", "{", "null"[:2]])
+def test_an_unreadable_status_reads_as_none_at_all(folder: RunFolder, content: str) -> None:
+    (folder.path / "status.json").write_text(content)
+    assert folder.status() == {}
+    assert folder.state() is None
+
+
+# ---- metrics.csv -------------------------------------------------------------------------------------------------
+
+
+def test_rows_read_back_exactly(folder: RunFolder) -> None:
+    value = 0.1 + 0.2
+    folder.append(row(1, **{"train/nats": value, "valid/nats": float("nan")}))
+    (read,) = folder.rows()
+    assert tuple(read) == COLUMNS
+    assert float(read["train/nats"]) == value
+    assert read["valid/nats"] == "nan"
+    assert read["lr"] == ""  # not known is not zero
+
+
+@pytest.mark.parametrize("cut", [1, 2, 4, 10, 10_000])
+def test_a_torn_last_line_is_dropped_wherever_it_is_torn(folder: RunFolder, cut: int) -> None:
+    for update in (1, 2, 3):
+        folder.append(row(update))
+    path = folder.path / "metrics.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    torn = lines[-1][: -min(cut, len(lines[-1]) - 1)]  # cut=1: all commas are there, `12.5` is, the line end is not
+    path.write_text("".join(lines[:-1]) + torn)
+    assert [read["update"] for read in folder.rows()] == ["1", "2"]
+    folder.truncate(99)
+    folder.append(row(3))
+    assert [read["update"] for read in folder.rows()] == ["1", "2", "3"]
+
+
+def test_a_line_that_lacks_columns_is_no_row(folder: RunFolder) -> None:
+    folder.append(row(1))
+    with (folder.path / "metrics.csv").open("a") as file:
+        file.write("2,,5\n")
+    assert [read["update"] for read in folder.rows()] == ["1"]
+
+
+def test_truncating_drops_what_comes_after_the_update_and_keeps_the_rest_to_the_byte(folder: RunFolder) -> None:
+    folder.append(row(1))
+    folder.append(row(2))
+    before = (folder.path / "metrics.csv").read_bytes()
+    folder.append(row(3))
+    folder.truncate(2)
+    assert (folder.path / "metrics.csv").read_bytes() == before
+    folder.truncate(0)
+    assert folder.rows() == []
+    assert (folder.path / "metrics.csv").read_text() == ",".join(COLUMNS) + "\n"
+
+
+# ---- checkpoints -------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [flip, halve, empty, Path.unlink])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_then_to_the_start(
+    folder: RunFolder, damage: Callable[[Path], None]
+) -> None:
+    assert loaded(folder) is None
+    for update in (10, 20, 30):
+        folder.save_checkpoint(checkpoint(update))
+    assert loaded(folder) == 30
+    damage(folder.path / "checkpoint.pt")
+    assert loaded(folder) == 20
+    damage(folder.path / "checkpoint.old.pt")
+    assert loaded(folder) is None
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(folder: RunFolder, full_disk: Callable[[], None]) -> None:
+    folder.save_checkpoint(checkpoint(10))
+    folder.save_checkpoint(checkpoint(20))
+    full_disk()
+    for _ in range(3):  # however often it is tried
+        with pytest.raises(UserError, match="No space left on device"):
+            folder.save_checkpoint(checkpoint(30))
+    assert loaded(folder) == 20
+
+
+def test_a_damaged_checkpoint_never_replaces_a_whole_one(folder: RunFolder, full_disk: Callable[[], None]) -> None:
+    folder.save_checkpoint(checkpoint(10))
+    folder.save_checkpoint(checkpoint(20))
+    halve(folder.path / "checkpoint.pt")
+    assert loaded(folder) == 10  # the run goes on from here
+    full_disk()
+    with pytest.raises(UserError):
+        folder.save_checkpoint(checkpoint(15))
+    assert loaded(folder) == 10
+
+
+# ---- one writer --------------------------------------------------------------------------------------------------
+
+
+def hold(path: Path) -> None:
+    """Writes as a run does, until it is killed."""
+    folder = RunFolder(path)
+    with folder.writing():
+        folder.set_status("running", update=3, updates=9)
+        processes.wait_for(lambda: False, 60)
+
+
+def test_a_second_writer_is_refused_and_a_dead_one_reads_as_interrupted(folder: RunFolder) -> None:
+    other = processes.CONTEXT.Process(target=hold, args=(folder.path,))
+    other.start()
+    processes.wait_for(lambda: folder.status())
+    assert folder.state() == "running"
+    with (
+        pytest.raises(UserError, match=f"^run {folder.run_id} is being written by process {other.pid}$"),
+        folder.writing(),
+    ):
+        pytest.fail("two writers")
+    other.kill()
+    other.join()
+    assert folder.status()["state"] == "running"
+    assert folder.state() == "interrupted"
+    with folder.writing():
+        pass
+
+
+@pytest.mark.parametrize("state", ["done", "diverged", "failed", "interrupted"])
+def test_states_that_were_written_are_read_back(folder: RunFolder, state: str) -> None:
+    assert folder.state() is None
+    folder.set_status(state, update=1, updates=2, reason="why")
+    assert (folder.state(), folder.status()["reason"]) == (state, "why")
+
+
+@pytest.mark.parametrize("results", ["/proc/x", "a_file", "n" * 300])
+def test_a_folder_that_cannot_be_made_is_one_line_with_a_remedy(results: str, tmp_path: Path) -> None:
+    (tmp_path / "a_file").write_text("")
+    expected = pytest.raises(UserError, match=r"^cannot write results=.*; choose another with results=DIR$")
+    with expected, RunFolder(tmp_path / results / "run").writing():
+        pytest.fail("made")
+
+
+def test_the_store_finds_the_runs_that_have_begun(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        path = tmp_path / "runs" / "task" / "optimizer" / name
+        path.mkdir(parents=True)
+        (path / "config.yaml").write_text("{}")
+    (tmp_path / "runs" / "task" / "optimizer" / "not-begun").mkdir()
+    assert [found.run_id for found in Store(tmp_path)] == ["a", "b"]
