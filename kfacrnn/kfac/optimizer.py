@@ -154,8 +154,8 @@ class KFAC(torch.optim.Optimizer):
         return self._newest_statistics < self._updates and self._updates % self._statistics_every == 0
 
     def statistics_cases(self, cases: int) -> slice:
-        """The next `statistics_fraction` of a batch's `cases` sequences, in rotation over the passes; where the fraction
-        leaves a rest, the last part of a rotation overlaps the one before."""
+        """The next `statistics_fraction` of a batch's `cases` sequences, in rotation over the passes. Where it leaves a
+        rest, the last part of a rotation overlaps the one before."""
         count = max(1, round(cases * self._statistics_fraction))
         start = min(self._next_case, cases - count) if self._next_case < cases else 0
         self._next_case = start + count
