@@ -65,11 +65,11 @@ independence of a and g alone leaves: the correlation over time is then modelled
 training they are no better: 2 to 5 % closer than indep on the sticky source, 2 to 14 % further away on the others. The
 last column does no better either, so what is missing is not a richer model of time but the dependence between a and g,
 which no member of this family has. Option 2 is as near to F as eqn 7, so an endless T costs nothing even at T = 12;
-making V1 symmetric costs option 1 up to 0.07. |ψ̂| is nowhere nearer to F than ψ̂ in the median, and on the trained
-alternating source it is further away than F̂ = 0 (an error above 1), and further than indep on every block. In
-KL(F̂⁻¹ ‖ F⁻¹), which grows with steps that are too long, options 1 and 2 are ahead of indep, by 14 to 29 % before
-training without damping, but by 6 % at most with λ = 0.01. In KL(F⁻¹ ‖ F̂⁻¹), which grows with steps that are too short,
-indep is as near or nearer without damping. So on this model there is no reason to expect much from options 1 and 2 once
+making V1 symmetric costs option 1 up to 0.07. With |ψ̂| this error is nowhere smaller than with ψ̂ in the median; on the
+trained alternating source it is above 1, that of F̂ = 0, and above indep's on every block. In KL(F̂⁻¹ ‖ F⁻¹), which
+grows with steps that are too long, options 1 and 2 are ahead of indep, by 14 to 29 % before training without damping,
+but by 6 % at most with λ = 0.01. In KL(F⁻¹ ‖ F̂⁻¹), which grows with steps that are too short, indep is as near or
+nearer without damping. So on this model there is no reason to expect much from options 1 and 2 once
 it has learned something. It is one tiny model and three seeds; it says nothing about the speed of training.
 """
 
