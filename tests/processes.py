@@ -15,18 +15,7 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "kfacrnn.launch",
-        "kfacrnn.train",
-        "kfacrnn.tasks.repeat_copy",
-        "kfacrnn.tasks.ptb_word",
-        "kfacrnn.optimizers.adam",
-        "hydra.main",
-        "omegaconf",
-        "tests.processes",
-    ]
-)
+CONTEXT.set_forkserver_preload(["tests.warm", "pytest.__main__"])
 
 
 def start(
