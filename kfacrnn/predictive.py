@@ -12,6 +12,7 @@ The two differ: an unmasked step inside a sequence still exists for the recurren
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -43,7 +44,7 @@ class _Predictive:
         self,
         logits: Tensor,
         mask: Tensor | None = None,
-        lengths: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
         batch_first: bool = False,
     ):
         if logits.dim() != 3:
@@ -55,6 +56,7 @@ class _Predictive:
         if mask is not None and (mask.shape != (steps, cases) or mask.dtype != torch.bool):
             raise ValueError(f"mask must be bool [T, B] = [{steps}, {cases}], got {mask.dtype} {list(mask.shape)}")
         if lengths is not None:
+            lengths = torch.as_tensor(lengths)
             if lengths.shape != (cases,) or lengths.is_floating_point():
                 raise ValueError(f"lengths must be integers [B] = [{cases}], got {lengths.dtype} {list(lengths.shape)}")
             if not ((lengths >= 1) & (lengths <= steps)).all():
@@ -65,6 +67,13 @@ class _Predictive:
         self.mask = mask
         self.lengths = lengths
         self.batch_first = batch_first
+
+    def _checked(self, targets: Tensor, shape: torch.Size) -> Tensor:
+        """The targets, with zeros where nothing is predicted: there they may hold any value, one that is no class
+        included."""
+        if targets.shape != shape:
+            raise ValueError(f"targets must be {list(shape)}, as the logits are, got {list(targets.shape)}")
+        return self._masked(targets)
 
     def _masked(self, values: Tensor) -> Tensor:
         if self.mask is None:
@@ -84,7 +93,7 @@ class Categorical(_Predictive):
         return (logits - noise.log_()).argmax(-1)
 
     def log_loss(self, targets: Tensor) -> Tensor:
-        targets = self._masked(targets)  # what is not predicted may hold any value, one that is no class included
+        targets = self._checked(targets, self.logits.shape[:2])
         losses = F.cross_entropy(_at_least_float32(self.logits).flatten(0, 1), targets.flatten(), reduction="none")
         return self._masked(losses.view(targets.shape)).sum(0)
 
@@ -103,7 +112,7 @@ class Bernoulli(_Predictive):
         return (torch.rand(p.shape, generator=generator, device=p.device) < p).to(p.dtype)
 
     def log_loss(self, targets: Tensor) -> Tensor:
-        logits, targets = _at_least_float32(self.logits), self._masked(targets)
+        logits, targets = _at_least_float32(self.logits), self._checked(targets, self.logits.shape)
         losses = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
         return self._masked(losses).sum((0, 2))
 

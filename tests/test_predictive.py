@@ -123,6 +123,17 @@ def test_half_precision_logits_are_scored_in_float32(distribution):
     assert torch.equal(half.output_variance(), full.output_variance())
 
 
+def test_lengths_may_be_a_list():
+    assert torch.equal(Categorical(logits(), lengths=[1, 3, 2, 1]).lengths, torch.tensor([1, 3, 2, 1]))
+
+
+@pytest.mark.parametrize("distribution", [Categorical, Bernoulli])
+def test_targets_in_another_layout_are_refused(distribution):
+    y = torch.zeros(B, T, dtype=torch.int64) if distribution is Categorical else torch.zeros(B, T, V)
+    with pytest.raises(ValueError, match=r"targets must be \[3, 4.* got \[4, 3"):
+        distribution(logits()).log_loss(y)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
