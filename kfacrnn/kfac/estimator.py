@@ -39,6 +39,8 @@ class Estimator:
     def __init__(
         self, model: nn.Module, trained: set[Tensor], curvature: Curvature, *, decay: float, empirical: bool, seed: int
     ):
+        if not trained:
+            raise ValueError("no parameter requires a gradient: there is nothing to train")
         self._recorder = Recorder(model)
         self._decay = decay
         self._empirical = empirical
@@ -54,14 +56,15 @@ class Estimator:
         with torch.enable_grad(), self._private_randomness(), torch.compiler.set_stance("force_eager"):
             with self._recorder.recording() as tape:
                 returned = forward()
-            distribution, targets = self._targets(returned)
-            loss = distribution.log_loss(targets).sum()
-            taps = self._one_tap_per_block(tape)
-            self._require_graph(loss, taps)
-            whole = self._parameter_gradients(loss) if is_first else []
-            sources = [tap.s for tap in taps.values()]
-            *gradients, logits_gradient = torch.autograd.grad(loss, [*sources, distribution.logits], allow_unused=True)
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            with self._full_precision():
+                distribution, targets = self._targets(returned)
+                loss = distribution.log_loss(targets).sum()
+                taps = self._one_tap_per_block(tape)
+                self._require_graph(loss, taps)
+                whole = self._parameter_gradients(loss) if is_first else []
+                sources = [*(tap.s for tap in taps.values()), distribution.logits]
+                *gradients, logits_gradient = torch.autograd.grad(loss, sources, allow_unused=True)
+        with torch.no_grad(), self._full_precision():
             passes = self._passes(taps, gradients, distribution)
             if (name := _first_not_finite(passes)) is not None:
                 if is_first:
@@ -75,13 +78,17 @@ class Estimator:
         return True
 
     def _targets(self, returned: Any) -> tuple[Distribution, Tensor]:
-        if isinstance(returned, tuple) != self._empirical:
+        if isinstance(returned, tuple) != self._empirical or isinstance(returned, Tensor):
             wanted = "(distribution, targets) with" if self._empirical else "the distribution alone without"
             raise ValueError(f"forward must return {wanted} fisher='empirical', got {type(returned).__name__}")
         if not self._empirical:
             return returned, returned.sample(self._generator)
         distribution, targets = returned
         return distribution, targets.transpose(0, 1) if distribution.batch_first else targets
+
+    def _full_precision(self) -> torch.autocast:
+        """Autocast is for the forward pass; a backward pass follows what that one did, where it was off included."""
+        return torch.autocast(self.device.type, enabled=False)
 
     @contextmanager
     def _private_randomness(self) -> Iterator[None]:

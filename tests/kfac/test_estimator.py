@@ -219,6 +219,21 @@ def test_under_bf16_autocast_factors_are_float32_positive_and_near_those_of_floa
 # ------------------------------------------------------------------------------------------------ what sampling implies
 
 
+def test_factors_are_accumulated_in_full_precision_under_autocast():
+    model, x, y = language_model(dtype=torch.float32), tokens(1), tokens(2)
+    exact, inside = estimator(model), estimator(model)
+    exact.update(lambda: Given(y, logits=model(x)))
+
+    def forward():
+        with torch.autocast("cpu", enabled=False):
+            return Given(y, logits=model(x))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        inside.update(forward)
+    for name in exact.blocks:
+        torch.testing.assert_close(values(exact, name), values(inside, name), rtol=0, atol=0)
+
+
 def test_a_large_softmax_gets_the_exact_diagonal_of_its_G_which_sampling_confirms():
     model, x = language_model(), tokens(1, 6, 30)
     p = model(x).softmax(-1).detach().flatten(0, 1)
@@ -431,6 +446,17 @@ def test_forward_must_return_what_the_fisher_needs(empirical, wanted):
 
     with pytest.raises(ValueError, match=f"forward must return {wanted}"):
         estimator(model, empirical=empirical).update(forward)
+
+
+def test_bare_logits_are_refused():
+    model = Chain()
+    with pytest.raises(ValueError, match=r"forward must return the distribution alone .* got Tensor"):
+        estimator(model).update(lambda: model(torch.randn(T, B, 3)))
+
+
+def test_a_model_without_anything_to_train_is_refused():
+    with pytest.raises(ValueError, match="nothing to train"):
+        estimator(Chain().requires_grad_(False))
 
 
 def test_frozen_layers_get_no_block_and_cost_the_others_nothing():
