@@ -92,7 +92,7 @@ def test_an_inverse_is_that_of_the_averages_and_damping_when_it_was_begun():
     assert block.inverse[0].tolist() == [0, 0.25]
 
 
-def test_paused_work_stops_at_the_next_block_until_it_is_resumed_or_needed():
+def test_paused_work_stops_at_the_next_block_until_it_is_resumed():
     first, second = Block(), Block()
     inverses = Inverses({"a": first, "b": second}, every=4, delay=3)
     inverses.advance(0, 0, 0.5)
@@ -108,9 +108,17 @@ def test_paused_work_stops_at_the_next_block_until_it_is_resumed_or_needed():
     inverses.resume()
     assert second.started.wait(10)
 
-    inverses.pause()
-    inverses.advance(4, 4, 0.5)  # swaps in what is due, paused or not, and begins anew
+    inverses.advance(4, 4, 0.5)
     assert (first.made_from, second.made_from) == (1, 1)
+
+
+@pytest.mark.timeout(20)
+def test_work_that_is_due_is_finished_even_if_paused():
+    block = Block()
+    inverses = Inverses({"a": block}, every=2, delay=1)
+    inverses.advance(0, 0, 0.5)
+    inverses.pause()
+    assert run(inverses, block, [1, 2]) == [0, 1]
 
 
 def test_a_failed_decomposition_keeps_the_last_good_inverse_and_is_counted():
