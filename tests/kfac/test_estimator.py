@@ -200,6 +200,14 @@ def test_the_empirical_fisher_uses_the_targets_that_forward_returns():
     assert_language_model(estimated, brute_force.language_model_series(model, x, y, [T] * B))
 
 
+def test_the_empirical_fisher_of_a_large_softmax_knows_the_targets_too():
+    model, x, y = language_model(), tokens(1), tokens(2)
+    estimated = estimator(model, empirical=True, max_dense=4)
+    estimated.update(lambda: (Categorical(model(x)), y))
+    errors = model(x).softmax(-1).detach() - F.one_hot(y, V)
+    torch.testing.assert_close(values(estimated, "softmax")[1], errors.square().mean((0, 1)), **EXACT)
+
+
 def test_under_bf16_autocast_factors_are_float32_positive_and_near_those_of_float32():
     model, x, y = language_model(dtype=torch.float32), tokens(1, 12, 16), tokens(2, 12, 16)
     exact, rounded = estimator(model), estimator(model)

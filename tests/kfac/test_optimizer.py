@@ -44,7 +44,8 @@ def train(model, optimizer, updates, *, sampled=None, scale=1.0, steps=T):
         x, y = tokens(2 * update, steps), tokens(2 * update + 1, steps)
         if optimizer.statistics_due:
             if sampled is None:
-                optimizer.update_statistics(lambda x=x: Categorical(model(x)))
+                cases = optimizer.statistics_cases(B)
+                optimizer.update_statistics(lambda x=x[:, cases]: Categorical(model(x)))
             else:
                 targets = sampled(update)
                 optimizer.update_statistics(lambda x=x, y=targets: Given(y, model(x)))
@@ -296,6 +297,7 @@ def test_a_run_continues_from_its_state_bit_for_bit(approximation, delay):
 
     model, optimizer = fresh(0)
     go(model, optimizer, range(9))  # a refresh was begun at update 8
+    optimizer.update_statistics(lambda: Categorical(model(tokens(0)) * math.nan))  # the state counts what was left out
     state = saved({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
     assert (state["optimizer"]["kfac"]["inverses"]["pending"] is not None) == (delay > 0)
     other, resumed = fresh(1)
@@ -694,6 +696,17 @@ def test_gradients_that_are_not_finite_move_nothing_and_are_counted(poison):
     train(model, optimizer, range(3, 6))
     assert not torch.equal(parameters(model)[0], before[0])
     assert_finite(model)
+
+
+def test_a_predicted_change_that_rounding_made_negative_moves_nothing(monkeypatch):
+    model = language_model()
+    optimizer = KFAC(model, loss_scale=T)
+    train(model, optimizer, range(3))
+    before = parameters(model)
+    monkeypatch.setattr(KFAC, "_directions", lambda _: ({p: torch.ones_like(p) for p in model.parameters()}, -1e-9))
+    optimizer.step()
+    torch.testing.assert_close(parameters(model), before, rtol=0, atol=0)
+    assert optimizer.stats()["skipped_updates"] == 1
 
 
 def test_statistics_that_are_not_finite_are_left_out_and_counted():
