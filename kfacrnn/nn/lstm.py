@@ -73,7 +73,8 @@ def hidden_gradients(d_output: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]
 def recurrent_weight_gradient(ds: Tensor, h0: Tensor, output: Tensor) -> Tensor:
     """Σ_t ds_tᵀ h_{t−1}, summed over cases: `[4·hidden, hidden]`."""
     ds = ds.to(output.dtype)
-    return (ds[0].t() @ h0).addmm_(ds[1:].flatten(0, 1).t(), output[:-1].flatten(0, 1))
+    with torch.autocast(ds.device.type, enabled=False):  # a backward pass may run inside autocast
+        return (ds[0].t() @ h0).addmm_(ds[1:].flatten(0, 1).t(), output[:-1].flatten(0, 1))
 
 
 class Gates:

@@ -205,3 +205,16 @@ def test_bad_arguments_are_refused_by_name():
         layer(torch.randn(T, INPUTS))
     with pytest.raises(ValueError, match=r"c_0 must be .*\[1, 3, 6\], got \[1, 3, 7\]"):
         layer(torch.randn(T, B, INPUTS), (torch.zeros(1, B, H), torch.zeros(1, B, H + 1)))
+
+
+def test_a_backward_pass_may_run_inside_autocast() -> None:
+    torch.manual_seed(0)
+    layer, x = LayerNormLSTM(3, 4), torch.randn(5, 2, 3)
+    layer(x)[0].square().sum().backward()
+    outside = [parameter.grad for parameter in layer.parameters()]
+    layer.zero_grad()
+    loss = layer(x)[0].square().sum()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss.backward()
+    for parameter, gradient in zip(layer.parameters(), outside, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=0.02, atol=0.02)
