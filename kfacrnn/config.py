@@ -128,7 +128,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
-        example = "write key=value, such as optimizer.lr=0.1"
+        example = """write key=value, such as optimizer.lr=0.1 or results="'größe'\""""
         raise UserError(f"'{error.override}' is no override: {example} ({_first_line(error)})") from error
 
 

@@ -40,6 +40,8 @@ def train(run: Run, command: str) -> RunFolder:
             mirror = open_mirror(run, folder.path)
             try:
                 session.begin(folder, command)
+                for row in folder.rows():  # a killed process takes with it what W&B has not yet written
+                    mirror.log({name: float(value) for name, value in row.items() if value})
                 _loop(session, folder, mirror)
             except Exception as error:
                 reason = str(error) or type(error).__name__

@@ -1,0 +1,88 @@
+"""The command line as a stranger meets it: exit codes, one line for a mistake, pipes that close."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kfacrnn import cli
+
+KFACRNN = [sys.executable, "-m", "kfacrnn"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["optimizer.lr=fast"], ["optimizer.lr=fast", "Float"]),
+        (["optimizer.lr=-1"], ["optimizer.lr=-1", "above 0"]),
+        (["optimizer.lrr=1"], ["optimizer.lrr=1", "did you mean 'optimizer.lr'"]),
+        (["optimizer=adamm"], ["'adamm'", "did you mean 'adam'"]),
+        (["task=ptb_char", "task.bptt=0"], ["task.bptt=0", "at least 1"]),
+        (["device=tpu"], ["device=tpu", "cpu, cuda"]),
+        (["device=cuda:99"], ["device=cuda:99", "device=cpu"]),
+        (["task=ptb_char", "data.root=/nonexistent"], ["/nonexistent/ptb.train.txt", "data.root", "put"]),
+        (["results=/proc/x"], ["results=/proc/x", "choose another with results=DIR"]),
+        (["optimizer.lr=a\nb"], ["optimizer.lr=a b"]),
+        (["seed=" + "ü" * 100_000], ["key=value"]),
+        (["--bogus"], ["--bogus"]),
+    ],
+    ids=lambda value: value[-1][:24].replace("\n", "⏎"),
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    arguments: list[str], named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", f"results={tmp_path}", *arguments]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("kfacrnn: ")
+    assert [part for part in named if part not in line] == []
+    assert captured.out == ""
+    assert not list(tmp_path.rglob("status.json"))
+
+
+def test_a_results_path_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert cli.main(["train", f"results={tmp_path / 'file'}"]) == 2
+    assert "Not a directory; choose another with results=DIR" in capsys.readouterr().err
+
+
+def test_a_mistake_in_a_fresh_process_is_reported_before_torch_could_be_imported() -> None:
+    start = time.monotonic()
+    process = subprocess.run([*KFACRNN, "train", "optimizer.lr=fast"], capture_output=True, text=True, timeout=60)
+    seconds = time.monotonic() - start
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.count("\n") == 1
+    assert "Traceback" not in process.stderr
+    assert seconds < 3
+
+
+def test_a_mistake_imports_no_torch() -> None:
+    code = "import sys; from kfacrnn import cli; cli.main(['train', 'seed=fast']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["train", "--help"]], ids=" ".join)
+def test_a_reader_that_leaves_early_is_no_error(arguments: list[str]) -> None:
+    """The pipe is closed before anything is written: harsher than `| head -1`."""
+    process = subprocess.Popen([*KFACRNN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 0
+
+
+def test_a_run_from_a_fresh_process_says_how_it_ended_and_where(tmp_path: Path) -> None:
+    overrides = ["task.batch_size=2", "task.eval_sequences=2", "budget.updates=2", "threads=1"]
+    command = [*KFACRNN, "train", *overrides, f"results='{tmp_path / 'größe und mehr'}'"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0
+    state, _, folder = process.stdout.strip().partition(" at update 2: ")
+    assert state == "done"
+    assert (Path(folder) / "model.pt").is_file()
+    assert "Traceback" not in process.stderr
+    assert cli.main(["list", "runs", "--results", str(tmp_path / "größe und mehr")]) == 0
