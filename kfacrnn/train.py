@@ -105,6 +105,16 @@ class Session:
         write_json(folder.path / "meta.json", meta)
         folder.set_status("running", update=self.update, updates=self.run.budget.updates)
 
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Time that counts as training. What an optimiser does in the background stands still at all other times."""
+        with self.ledger("train"):
+            if hasattr(self.optimizer, "resume"):
+                self.optimizer.resume()
+            yield
+            if hasattr(self.optimizer, "pause"):
+                self.optimizer.pause()
+
     def step(self) -> Any:
         """One update; returns the batch."""
         batch = self.task.next_batch()
@@ -222,7 +232,7 @@ def _loop(session: Session, folder: RunFolder, mirror: Mirror) -> None:
     state, reason, note, beat = "done", "", "", time.monotonic()
     with _signals() as received, Progress(title, budget.updates, session.update) as progress:
         while session.update < budget.updates:
-            with ledger("train"):
+            with session.training():
                 session.step()
             with ledger("log"):
                 bad = session.first_bad_update() if session._row_is_due(session.update) else None

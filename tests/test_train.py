@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from kfacrnn import config, store, track
+from kfacrnn import KFAC, config, store, track
 from kfacrnn import train as training
 from kfacrnn.data import ptb
 from kfacrnn.errors import UserError
@@ -336,6 +336,29 @@ def test_accounts_sum_to_the_wall_clock_and_only_training_is_training(
     assert wall["checkpoint"] >= 2 * seconds["checkpoint"]
     assert wall["train"] < 0.15
     assert float(rows[-1]["time_train_s"]) <= wall["train"]
+
+
+def test_background_work_of_an_optimizer_stands_still_outside_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def noted(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def note(*arguments: Any) -> Any:
+            events.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(owner, name, note)
+
+    noted(KFAC, "resume")
+    noted(KFAC, "step")
+    noted(KFAC, "pause")
+    noted(RunFolder, "append")
+    background = ["optimizer.refresh_every=2", "optimizer.refresh_delay=1"]
+    train(tiny(tmp_path, "optimizer=kfac_option1", *background, "budget.log_every=1"), "test")
+    assert events == ["resume", "step", "pause", "append"] * 4
 
 
 def test_the_heartbeat_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

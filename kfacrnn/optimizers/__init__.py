@@ -2,8 +2,8 @@
 `Config`, a dataclass of settings with a `schedule`, and `build(model, config, task=…, seed=…)`.
 
 An optimiser that needs curvature has `statistics_due`, `statistics_cases(cases)` and `update_statistics(forward)`; the
-training loop asks for them by name and nothing else distinguishes it. These modules import torch inside `build` only,
-so that a mistake in a setting is reported at once.
+training loop asks for them by name and nothing else distinguishes it. One that works in the background has `pause()`
+and `resume()`. These modules import torch inside `build` only, so that a mistake in a setting is reported at once.
 """
 
 from __future__ import annotations
