@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -395,3 +396,27 @@ def test_a_run_says_where_it_comes_from(tmp_path: Path) -> None:
     assert isinstance(stored, dict)
     assert stored["task"]["hidden"] == 4
     assert stored["optimizer"]["schedule"]["kind"] == "constant"
+
+
+def test_a_changed_source_or_setting_makes_the_commit_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> None:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    for folder in ("kfacrnn", "configs", "results"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "kfacrnn" / "provenance.py"))
+    assert len(provenance.commit()["commit"]) == 40
+    (tmp_path / "results" / "file").write_text("2")
+    assert provenance.commit()["dirty"] is False
+    for folder in ("kfacrnn", "configs"):
+        (tmp_path / folder / "file").write_text("2")
+        assert provenance.commit()["dirty"] is True
+        git("commit", "-am", folder)
+        assert provenance.commit()["dirty"] is False
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "elsewhere" / "kfacrnn" / "provenance.py"))
+    assert provenance.commit() == {"commit": None, "dirty": None}  # an installed wheel
