@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from kfacrnn import KFAC, config, store, track
+from kfacrnn import KFAC, config, provenance, store, track
 from kfacrnn import train as training
 from kfacrnn.data import ptb
 from kfacrnn.errors import UserError
