@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kfacrnn import discovery, settings
-from kfacrnn.errors import UserError
+from kfacrnn.errors import UserError, first_line
 from kfacrnn.settings import setting
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         return OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
         example = """write key=value, such as optimizer.lr=0.1 or results="'größe'\""""
-        raise UserError(f"'{error.override}' is no override: {example} ({_first_line(error)})") from error
+        raise UserError(f"'{error.override}' is no override: {example} ({first_line(error)})") from error
 
 
 def _check_choices(overrides: Sequence[str]) -> None:
@@ -200,7 +200,7 @@ def _checked(schema: Any, config: DictConfig, key: str) -> Any:
             owner = error.object_type if dataclasses.is_dataclass(error.object_type) else schema
             there_are = [field.name for field in dataclasses.fields(owner)]
             raise UserError(f"{name}: {discovery.unknown('key', str(error.key), there_are)}{where}") from error
-        raise UserError(f"{name}={_shown(_raw(config, name))}: {_first_line(error)}{where}") from error
+        raise UserError(f"{name}={_shown(_raw(config, name))}: {first_line(error)}{where}") from error
     except OverflowError as error:  # an integer of hundreds of digits; OmegaConf does not say which
         raise UserError(f"{key or 'configuration'}: a number is too large for a float{where}") from error
     for problem in settings.problems(checked, prefix):
@@ -238,7 +238,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
             if key in keys:
                 return f"{override}: {key} is there already; without the + it is changed"
             return f"{override}: {discovery.unknown('key', key, keys)}"
-    return _first_line(error) if error.__cause__ is None else f"{_first_line(error)}: {_first_line(error.__cause__)}"
+    return first_line(error) if error.__cause__ is None else f"{first_line(error)}: {first_line(error.__cause__)}"
 
 
 def _keys(overrides: Sequence[str]) -> list[str]:
@@ -258,7 +258,3 @@ def _keys(overrides: Sequence[str]) -> list[str]:
 
     walk(plain, "")
     return keys
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kfacrnn.config import Run
-from kfacrnn.errors import UserError
+from kfacrnn.errors import UserError, first_line
 
 INIT_TIMEOUT = 20.0  # seconds; W&B itself would wait for 90 and then fail
 FINISH_TIMEOUT = 60.0
@@ -62,7 +62,7 @@ class WandB:
             try:
                 self._run = wandb.init(mode="online", **options)
             except Exception as error:
-                print(f"W&B cannot be reached ({_first_line(error)}); going on offline", file=sys.stderr)
+                print(f"W&B cannot be reached ({first_line(error)}); going on offline", file=sys.stderr)
                 wandb.teardown()  # its service would otherwise hold the run's identity
         if self._run is None:
             try:
@@ -89,11 +89,7 @@ class WandB:
 
     def _give_up(self, error: Exception) -> None:
         self._run = None
-        print(f"W&B has stopped ({_first_line(error)}); the run goes on without it", file=sys.stderr)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).split("\n", 1)[0]
+        print(f"W&B has stopped ({first_line(error)}); the run goes on without it", file=sys.stderr)
 
 
 def open_mirror(run: Run, folder: Path) -> Mirror:

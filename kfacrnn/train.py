@@ -126,7 +126,7 @@ class Session:
         with self._autocast():
             loss = self.task.loss(self.model, batch)
         loss.backward()
-        self.grad_norm = self._gradient_norm() if self._row_is_due(self.update + 1) else None
+        self.grad_norm = self._gradient_norm() if self.row_is_due(self.update + 1) else None
         self.lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         self.schedule.step()
@@ -148,14 +148,12 @@ class Session:
         budget = self.run.budget
         return bool(budget.eval_every) and (update % budget.eval_every == 0 or update == budget.updates)
 
-    def _row_is_due(self, update: int) -> bool:
+    def row_is_due(self, update: int) -> bool:
         budget = self.run.budget
         return update % budget.log_every == 0 or update == budget.updates or self._evaluation_is_due(update)
 
-    def row(self) -> dict[str, Any] | None:
-        """The row of metrics.csv that is due after this update, if one is."""
-        if not self._row_is_due(self.update):
-            return None
+    def row(self) -> dict[str, Any]:
+        """The row of metrics.csv for the updates since the last one."""
         task, seconds_before = self.task, self._seconds_at_last_row
         with self.ledger("eval"):
             evaluate = self._evaluation_is_due(self.update)
@@ -235,12 +233,12 @@ def _loop(session: Session, folder: RunFolder, mirror: Mirror) -> None:
             with session.training():
                 session.step()
             with ledger("log"):
-                bad = session.first_bad_update() if session._row_is_due(session.update) else None
-                if bad is not None:
-                    state, reason = "diverged", f"loss not finite at update {bad}"
-                    break
-                row = session.row()
-                if row is not None:
+                if session.row_is_due(session.update):
+                    bad = session.first_bad_update()
+                    if bad is not None:
+                        state, reason = "diverged", f"loss not finite at update {bad}"
+                        break
+                    row = session.row()
                     folder.append(row)
                     mirror.log(row)
                     note = f"{row['train/metric']:.4g} {session.task.metric}"
