@@ -28,6 +28,19 @@ examples:
 
 The same command continues a run that was stopped, and returns at once for one that is done."""
 
+BENCH_EXAMPLES = """\
+examples:
+  kfacrnn bench step-cost --task ptb_char             every optimiser on the character model, step by step in turn
+  kfacrnn bench step-cost --task ptb_word --precision bf16 --rounds 5 --optimizers adam,kfac_option2 task.hidden=1024
+  kfacrnn bench step-cost optimizer.refresh_every=50  an optimiser's setting is for those that have it
+  kfacrnn bench lstm                                  the layers against torch.nn.LSTM
+  kfacrnn bench dnc --reference-python ref/bin/python against the package dnc of PyPI, from an environment that has it
+  kfacrnn bench scaling                               sizes of model and batch: about an hour, and a picture
+  kfacrnn bench memory                                bytes of state, and the peak of a process that trains
+
+Milliseconds are the mean over a whole cycle of updates, those with statistics and refreshes included. A machine that
+does something else as well gets a warning: its numbers are indicative only."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -68,6 +81,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.overrides += rest
+    options.arguments = arguments
     return options
 
 
@@ -108,10 +122,45 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("kind", nargs="?", help="tasks, optimizers, budgets, trackers, experiments or runs")
     listing.add_argument("--results", default="results", metavar="DIR", help="the result store (default results)")
 
+    bench = command("bench", None, "what an update costs", "bench step-cost --task ptb_char")
+    bench.epilog, bench.formatter_class = BENCH_EXAMPLES, argparse.RawDescriptionHelpFormatter
+    _add_benches(bench)
+
     data = command("data", _data, "check or fetch the Penn Treebank", "data check")
     data.add_argument("action", choices=["check", "prepare"])
     data.add_argument("--root", metavar="DIR", help="folder of ptb.{train,valid,test}.txt (default KFACRNN_DATA)")
     return parser
+
+
+def _add_benches(bench: argparse.ArgumentParser) -> None:
+    bench.set_defaults(run=lambda _: bench.print_help())
+    kinds = bench.add_subparsers(title="benchmarks", metavar="BENCHMARK")
+    language_models = ("ptb_char", "ptb_word")
+    every_task = ("repeat_copy", *language_models)
+
+    def kind(name: str, help: str, tasks: Sequence[str]) -> argparse.ArgumentParser:
+        sub = kinds.add_parser(name, help=help, description=help, epilog=f"more examples: {bench.prog} --help")
+        sub.set_defaults(run=_bench, module=name.replace("-", "_"), default_tasks=tasks)
+        sub.add_argument("--precision", default="fp32", metavar="fp32|bf16", help="of forward and backward passes")
+        sub.add_argument("--threads", type=int, default=2, metavar="N", help="of the process (default 2)")
+        sub.add_argument("--rounds", type=int, metavar="N", help="at least 3; default: what fits into a minute or two")
+        sub.add_argument("--out", default="results/bench", metavar="DIR", help="where to write (default results/bench)")
+        sub.add_argument("--json", metavar="FILE", help="write all rows to this file instead")
+        sub.add_argument("overrides", nargs="*", help="Hydra overrides for every run, such as task.hidden=1024")
+        if len(tasks) > 1:
+            sub.add_argument("--task", action="append", metavar="TASK", help=f"default: {', '.join(tasks)}")
+        if name != "lstm":
+            sub.add_argument("--optimizers", default="", metavar="A,B", help="these, and the one they are compared to")
+        return sub
+
+    kind("step-cost", "every optimiser, interleaved step by step in one process", every_task)
+    kind("lstm", "the LSTM layers against torch.nn.LSTM, forward and backward", language_models)
+    dnc = kind("dnc", "the DNC's update, against that of the package dnc from PyPI", ("repeat_copy",))
+    dnc.add_argument("--reference-python", metavar="PATH", help="a Python that can import torch and dnc")
+    scaling = kind("scaling", "one size at a time, from the paper's models", language_models)
+    scaling.add_argument("--seconds", type=float, default=5.0, help="points with a longer step are skipped (default 5)")
+    scaling.add_argument("--gigabytes", type=float, default=12.0, help="points that take more are skipped (default 12)")
+    kind("memory", "bytes of an optimiser's state, and the peak of a process", every_task)
 
 
 def _train(arguments: list[str]) -> int:
@@ -162,6 +211,24 @@ def _list(options: argparse.Namespace) -> int:
     from kfacrnn import listing
 
     listing.show(options.kind, results=options.results)
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from kfacrnn.bench.request import Request
+    from kfacrnn.discovery import load
+
+    given = vars(options)
+    shared = ("precision", "threads", "rounds", "out", "json")
+    request = Request(
+        command=f"kfacrnn {shlex.join(options.arguments)}",
+        tasks=tuple(given.get("task") or options.default_tasks),
+        optimizers=tuple(name for name in given.get("optimizers", "").split(",") if name),
+        overrides=tuple(options.overrides),
+        **{name: given[name] for name in shared},
+    )
+    own = {name: given[name] for name in ("reference_python", "seconds", "gigabytes") if name in given}
+    load("bench", options.module).bench(request, **own)
     return 0
 
 

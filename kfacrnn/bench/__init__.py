@@ -1,0 +1,11 @@
+"""What an update costs: `kfacrnn bench`.
+
+    step-cost   every optimiser on a task, interleaved step by step in one process
+    lstm        the LSTM layers against `torch.nn.LSTM`
+    dnc         the DNC's update, and that of the package `dnc` from PyPI
+    scaling     the same costs over sizes of model and batch
+    memory      bytes of state, and the peak of a process that trains
+
+`cycle` holds the arithmetic, `subjects` what can be timed, `report` the files; every other module is one command. None
+of them changes what is measured: a step is `Session.step`, with a stopwatch around the methods that it calls.
+"""
