@@ -13,6 +13,7 @@ The two differ: an unmasked step inside a sequence still exists for the recurren
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -85,12 +86,18 @@ class _Predictive:
 class Categorical(_Predictive):
     """One of `V` classes at every step: `logits` `[T, B, V]`, targets `[T, B]`."""
 
+    @cached_property
+    def _probabilities(self) -> Tensor:
+        return _at_least_float32(self.logits.detach()).softmax(-1)
+
     @torch.no_grad()
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        # Gumbel-max: argmax(logits − log(−log U)) = argmax(logits − log E) with E exponential.
-        logits = _at_least_float32(self.logits)
-        noise = torch.empty_like(logits).exponential_(generator=generator)
-        return (logits - noise.log_()).argmax(-1)
+        # By the inverse of the distribution function: one random number a step, where Gumbel-max takes V.
+        cumulated = self._probabilities.cumsum(-1)
+        shape = (*cumulated.shape[:-1], 1)
+        u = torch.rand(shape, dtype=cumulated.dtype, device=cumulated.device, generator=generator)
+        chosen = torch.searchsorted(cumulated, u * cumulated[..., -1:], right=True)
+        return chosen.clamp_(max=cumulated.shape[-1] - 1).squeeze(-1)
 
     def log_loss(self, targets: Tensor) -> Tensor:
         targets = self._checked(targets, self.logits.shape[:2])
@@ -99,8 +106,8 @@ class Categorical(_Predictive):
 
     @torch.no_grad()
     def output_variance(self) -> Tensor:
-        p = _at_least_float32(self.logits).softmax(-1)
-        return self._masked(p * (1 - p))
+        p = self._probabilities
+        return self._masked(torch.addcmul(p, p, p, value=-1))
 
 
 class Bernoulli(_Predictive):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfacrnn.kfac import factors
+from kfacrnn.kfac import factors, precision
 from kfacrnn.kfac.capture import ElementwiseMap, EmbeddingMap, LinearMap, Map
 from kfacrnn.kfac.factors import Average, Sequences
 from kfacrnn.kfac.fisher import Diagnostics, FisherInverse, decompose, from_state
@@ -25,12 +25,24 @@ from kfacrnn.kfac.maths import mean_length
 
 @dataclass(frozen=True)
 class Curvature:
-    """What all blocks agree on: the approximation, and the largest factor that is kept dense."""
+    """What all blocks agree on: the approximation, the largest factor that is kept dense, and in which precision its
+    decomposition and products are; None: see `kfacrnn.kfac.precision`."""
 
     approximation: str
     max_dense: int
     gamma_max: float
-    compute_dtype: torch.dtype
+    compute_dtype: torch.dtype | None = None
+    product_dtype: torch.dtype | None = None
+
+    def dtypes(self, lag_0: Sequence[Tensor]) -> tuple[torch.dtype, torch.dtype]:
+        """Of decompositions and of products, for a map with these A0 and G0."""
+        A0, *G0 = lag_0
+        widest = max((len(M) for M in lag_0 if M.dim() == 2), default=0)
+        weights = len(A0) * sum(map(len, G0))
+        return (
+            self.compute_dtype or precision.compute_dtype(A0.dtype, widest),
+            self.product_dtype or precision.product_dtype(A0.dtype, weights, A0.device),
+        )
 
 
 @dataclass(frozen=True)
@@ -173,6 +185,7 @@ class KroneckerBlock(Block):
     def inversion(self, damping: float) -> Callable[[], FisherInverse]:
         A0, A1, G0, G1 = self._unpack(self.average.values())
         lengths, curvature = dict(self.average.lengths), self.curvature
+        compute_dtype, product_dtype = curvature.dtypes([A0, *G0])
 
         def work() -> FisherInverse:
             return decompose(
@@ -184,7 +197,8 @@ class KroneckerBlock(Block):
                 lengths=lengths,
                 damping=damping,
                 gamma_max=curvature.gamma_max,
-                compute_dtype=curvature.compute_dtype,
+                compute_dtype=compute_dtype,
+                product_dtype=product_dtype,
             )
 
         return work
@@ -263,8 +277,10 @@ class EmbeddingBlock(KroneckerBlock):
 
     def direction(self, loss_scale: float) -> tuple[list[Tensor], Tensor]:
         (gradient,) = self.gradients()
-        D = self.inverse.multiply(gradient.mT).mul_(loss_scale).mT
-        return [D], torch.dot(D.flatten(), gradient.flatten())
+        seen = gradient.any(1).nonzero().squeeze(1)  # most tokens are not in the batch
+        part = gradient[seen]
+        D = self.inverse.for_columns(seen).multiply(part.mT).mul_(loss_scale).mT
+        return [torch.zeros_like(gradient).index_copy_(0, seen, D)], torch.dot(D.flatten(), part.flatten())
 
 
 class ElementwiseBlock(Block):

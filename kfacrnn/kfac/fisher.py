@@ -71,21 +71,29 @@ class FisherInverse(ABC):
     def multiply(self, Z: Tensor) -> Tensor:
         """F⁻¹ vec(Z) as a matrix `[Σm, n]`; raises ValueError if Z is not of that shape and of the factors' dtype."""
         shape = (sum(map(len, self.P_G)), len(self.P_A))
-        if Z.shape != shape or Z.dtype != self.P_A.dtype:
-            raise ValueError(f"Z must be {list(shape)} of {self.P_A.dtype}, got {list(Z.shape)} of {Z.dtype}")
-        return self._multiply(Z)
+        dtype = torch.promote_types(self.P_A.dtype, torch.float32)  # P may be bfloat16, factors never are
+        if Z.shape != shape or Z.dtype != dtype:
+            raise ValueError(f"Z must be {list(shape)} of {dtype}, got {list(Z.shape)} of {Z.dtype}")
+        return self._multiply(Z).to(dtype)
 
     @abstractmethod
     def _multiply(self, Z: Tensor) -> Tensor: ...
 
     def to(self, *args: Any) -> Self:
         """The same inverse with its tensors moved or cast, as by `torch.Tensor.to`."""
+        return self._mapped(lambda name, tensor: tensor.to(*args).contiguous())
 
-        def moved(value: Any) -> Any:
-            return tuple(map(moved, value)) if isinstance(value, tuple) else value.to(*args).contiguous()
+    def with_products_in(self, dtype: torch.dtype) -> Self:
+        """The same inverse with what `multiply` multiplies by as matrices, P and N, in `dtype`."""
+        return self._mapped(lambda name, tensor: tensor.to(dtype) if name != "Y" and tensor.dim() == 2 else tensor)
 
-        names = [field.name for field in dataclasses.fields(self) if field.name != "diagnostics"]
-        return dataclasses.replace(self, **{name: moved(getattr(self, name)) for name in names})
+    def _mapped(self, change: Callable[[str, Tensor], Tensor]) -> Self:
+        changed: dict[str, Any] = {}
+        for name in (field.name for field in dataclasses.fields(self) if field.name != "diagnostics"):
+            value = getattr(self, name)
+            several = isinstance(value, tuple)
+            changed[name] = tuple(change(name, tensor) for tensor in value) if several else change(name, value)
+        return dataclasses.replace(self, **changed)
 
     def state(self) -> dict[str, Any]:
         """The fields as tensors, tuples of tensors and numbers, for a checkpoint; `from_state` is the way back."""
@@ -142,10 +150,11 @@ def _diagnostics(A: _Side, G: Sequence[_Side], modes: Sequence[_Modes] = ()) -> 
 
 
 def _into(P_G: tuple[Tensor, ...], Z: Tensor, P_A: Tensor) -> Tensor:
-    """P_Gᵀ Z P_A, every split's rows by its own P_G."""
-    Z = Z * P_A if P_A.dim() == 1 else Z @ P_A
+    """P_Gᵀ Z P_A, every split's rows by its own P_G; a product of matrices is in the dtype of P."""
+    Z = Z * P_A if P_A.dim() == 1 else Z.to(P_A.dtype) @ P_A
     rows = Z.split([len(P) for P in P_G])
-    return torch.cat([P[:, None] * z if P.dim() == 1 else P.mT @ z for P, z in zip(P_G, rows, strict=True)])
+    parts = [P[:, None] * z if P.dim() == 1 else P.mT @ z.to(P.dtype) for P, z in zip(P_G, rows, strict=True)]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _back(P_G: tuple[Tensor, ...], Z: Tensor, P_A: Tensor) -> Tensor:
@@ -171,6 +180,10 @@ class Indep(FisherInverse):
 
     def _multiply(self, Z: Tensor) -> Tensor:
         return _back(self.P_G, Z, self.P_A)
+
+    def for_columns(self, columns: Tensor) -> Self:
+        """F⁻¹ of those columns of the weight matrix alone, which a diagonal A0 leaves independent of the others."""
+        return dataclasses.replace(self, P_A=self.P_A[columns])
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,6 +250,7 @@ def decompose(
     damping: float,
     gamma_max: float = GAMMA_MAX,
     compute_dtype: torch.dtype = torch.float64,
+    product_dtype: torch.dtype | None = None,
 ) -> FisherInverse:
     """F⁻¹ of a matrix whose row splits are blocks of their own with one A side in common, decomposed once.
 
@@ -244,8 +258,8 @@ def decompose(
     √((tr A0/dim A0) / mean of (tr G0/dim G0)), where separate blocks would have one each: a π per split would cost a
     decomposition of A0 per split. λI is added to every V0 alike; what changes are the cross terms of the factored form.
 
-    Without lag factors V1 = 0, and every approximation is indep. Decompositions run in `compute_dtype`; the result has
-    the factors' dtype. Shapes and options are taken to be valid; a factor that is not finite, not positive definite, or
+    Without lag factors V1 = 0, and every approximation is indep. Decompositions run in `compute_dtype`,
+    the products of `multiply` in `product_dtype` (None: the factors' dtype, which the result has in any case). Shapes and options are taken to be valid; a factor that is not finite, not positive definite, or
     singular with zero damping raises a DecompositionError that names it.
     """
     balance, root_damping = pi(A0, *G0), math.sqrt(damping)
@@ -261,7 +275,8 @@ def decompose(
         approximation, A1, G1 = "indep", torch.zeros_like(A0), [torch.zeros_like(M0) for M0 in G0]
     A = side("A", A0, A1, balance * root_damping)
     G = [side("G", M0, M1, root_damping / balance) for M0, M1 in zip(G0, G1, strict=True)]
-    return APPROXIMATIONS[approximation](A, G, _Time(length_distribution(lengths), gamma_max)).to(A0.dtype)
+    found = APPROXIMATIONS[approximation](A, G, _Time(length_distribution(lengths), gamma_max)).to(A0.dtype)
+    return found if product_dtype is None else found.with_products_in(product_dtype)
 
 
 def from_state(state: Mapping[str, Any]) -> FisherInverse:

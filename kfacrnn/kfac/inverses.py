@@ -8,9 +8,12 @@ and say by how much.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from threading import Event, Thread
 from typing import Any
+
+import torch
 
 from kfacrnn.kfac.blocks import Block, plain
 from kfacrnn.kfac.maths import DecompositionError
@@ -46,12 +49,26 @@ class Inverses:
             return
         work = {name: block.inversion(damping) for name, block in self._blocks.items()}
         if self._delay == 0 or self.made_from < 0:
-            inverses = self._finished(work)
+            inverses = self._side_by_side(work)
             self._started = update
             self._put_in_use(inverses)
         else:
             self._started = update
             self._pending = (update + self._delay, self._beside(work))
+
+    def _side_by_side(self, work: Work) -> dict[str, Any]:
+        """Every block on a thread of its own, as far as they go: one decomposition on several threads is hardly faster,
+        and many times slower while another process holds a core."""
+        threads = torch.get_num_threads()
+        workers = min(threads, len(work))
+        if workers < 2:
+            return self._finished(work)
+        alone = partial(torch.set_num_threads, threads // workers)
+        try:
+            with ThreadPoolExecutor(workers, "kfac-inverses", initializer=alone) as pool:
+                return dict(zip(work, pool.map(self._inverted, work, work.values()), strict=True))
+        finally:
+            torch.set_num_threads(threads)
 
     def _beside(self, work: Work) -> Future[dict[str, Any]]:
         future: Future[dict[str, Any]] = Future()
@@ -74,16 +91,16 @@ class Inverses:
         self._may_run.set()
 
     def _finished(self, work: Work) -> dict[str, Any]:
-        inverses = {}
-        for name, invert in work.items():
-            self._may_run.wait()
-            try:
-                inverses[name] = invert()
-            except DecompositionError as error:
-                if self._blocks[name].inverse is None:
-                    raise DecompositionError(f"{name}: {error}") from error
-                inverses[name] = None
-        return inverses
+        return {name: self._inverted(name, invert) for name, invert in work.items()}
+
+    def _inverted(self, name: str, invert: Callable[[], Any]) -> Any:
+        self._may_run.wait()
+        try:
+            return invert()
+        except DecompositionError as error:
+            if self._blocks[name].inverse is None:
+                raise DecompositionError(f"{name}: {error}") from error
+            return None
 
     def _swap_in(self) -> None:
         assert self._pending is not None

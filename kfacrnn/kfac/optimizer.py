@@ -32,6 +32,10 @@ from kfacrnn.kfac.maths import GAMMA_MAX
 from kfacrnn.kfac.step_size import LevenbergMarquardt, kl_bounded
 
 
+_COMPUTE_DTYPES = (None, torch.float32, torch.float64)
+_PRODUCT_DTYPES = (None, torch.bfloat16, torch.float32)
+
+
 class KFAC(torch.optim.Optimizer):
     """Preconditions the gradient with a Kronecker-factored Fisher that models correlation over time.
 
@@ -56,6 +60,11 @@ class KFAC(torch.optim.Optimizer):
     params          parameter groups as for any optimiser, to give parts of the model their own lr, momentum or weight
                     decay; default: every parameter that requires a gradient
     max_dense       factors of a larger dimension are diagonal
+    gamma_max       bound on γ and on 1/(1 − m_G m_A), see `fisher_inverse`
+    compute_dtype, product_dtype
+                    of decompositions, torch.float32 or torch.float64, and of the products with what they give,
+                    torch.float32 or torch.bfloat16; None: by size and processor, see `kfacrnn.kfac.precision`
+    seed            of the private generator that targets are sampled with
 
     Raises ValueError for an argument out of range, and for a model of which something would be left untrained.
     Parameters without a gradient (None) stay where they are, as with any optimiser.
@@ -84,7 +93,8 @@ class KFAC(torch.optim.Optimizer):
         params: Iterable[Any] | None = None,
         max_dense: int = 4096,
         gamma_max: float = GAMMA_MAX,
-        compute_dtype: torch.dtype = torch.float64,
+        compute_dtype: torch.dtype | None = None,
+        product_dtype: torch.dtype | None = None,
         seed: int = 0,
     ):
         _check("approximation", approximation, approximation in APPROXIMATIONS, f"one of {', '.join(APPROXIMATIONS)}")
@@ -100,8 +110,8 @@ class KFAC(torch.optim.Optimizer):
         for name, count in counts.items():
             _check(name, count, isinstance(count, int) and count >= 1, "an integer of at least 1")
         _check("refresh_delay", refresh_delay, 0 <= refresh_delay < refresh_every, "in [0, refresh_every)")
-        dtypes = (torch.float32, torch.float64)
-        _check("compute_dtype", compute_dtype, compute_dtype in dtypes, "torch.float32 or torch.float64")
+        _check("compute_dtype", compute_dtype, compute_dtype in _COMPUTE_DTYPES, _one_of(_COMPUTE_DTYPES))
+        _check("product_dtype", product_dtype, product_dtype in _PRODUCT_DTYPES, _one_of(_PRODUCT_DTYPES))
 
         params = [p for p in model.parameters() if p.requires_grad] if params is None else params
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -116,7 +126,7 @@ class KFAC(torch.optim.Optimizer):
         self._estimator = Estimator(
             model,
             {p for group in self.param_groups for p in group["params"] if p.requires_grad},
-            Curvature(approximation, max_dense, gamma_max, compute_dtype),
+            Curvature(approximation, max_dense, gamma_max, compute_dtype, product_dtype),
             decay=statistics_decay,
             empirical=fisher == "empirical",
             seed=seed,
@@ -330,6 +340,10 @@ class KFAC(torch.optim.Optimizer):
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "kfac"})
         for name, value in state["numbers"].items():
             setattr(self, name, value)
+
+
+def _one_of(values: Iterable[Any]) -> str:
+    return "one of " + ", ".join(map(str, values))
 
 
 def _check(name: str, value: Any, holds: bool, what: str) -> None:

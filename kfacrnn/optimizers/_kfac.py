@@ -31,6 +31,8 @@ class Config:
     refresh_every: int = setting("updates between inverses", at_least=1)
     refresh_delay: int = setting("0: inverses at once; d: in the background, in use d updates later", at_least=0)
     max_dense: int = setting("factors of a larger dimension are diagonal", at_least=1)
+    decompositions: str = setting("precision of decompositions", choices=["auto", "fp32", "fp64"])
+    products: str = setting("precision of the products with decomposed factors", choices=["auto", "fp32", "bf16"])
     clip: float | None = setting("largest global gradient norm; null: no clipping", above=0)
     schedule: Schedule = setting("schedule of η_max")
 
@@ -40,9 +42,12 @@ class Config:
 
 
 def build(approximation: str, model: nn.Module, config: Config, task: Task, seed: int) -> Optimizer:
+    import torch
+
     from kfacrnn.kfac.optimizer import KFAC
     from kfacrnn.optimizers import clip_gradients
 
+    dtypes = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
     optimizer = KFAC(
         model,
         approximation,
@@ -59,6 +64,8 @@ def build(approximation: str, model: nn.Module, config: Config, task: Task, seed
         refresh_every=config.refresh_every,
         refresh_delay=config.refresh_delay,
         max_dense=config.max_dense,
+        compute_dtype=dtypes[config.decompositions],
+        product_dtype=dtypes[config.products],
         seed=seed,
     )
     return clip_gradients(optimizer, config.clip)

@@ -1,0 +1,31 @@
+"""In which precision large factors are decomposed and multiplied, where the user does not say.
+
+What is small costs little and stays exact. From a few hundred rows, float32 halves the cost of a decomposition; from a
+million weights, the products with P and N are the dearest part of an update, and bfloat16 halves or thirds them on
+processors that multiply in it. Float64 factors are decomposed and multiplied in float64.
+"""
+
+from __future__ import annotations
+
+import torch
+
+WIDE = 512  # rows of a factor
+LARGE = 1 << 20  # weights of a map
+
+
+def compute_dtype(factors: torch.dtype, widest: int) -> torch.dtype:
+    """For the decompositions of a map whose widest dense factor has that many rows."""
+    return factors if widest >= WIDE else torch.float64
+
+
+def product_dtype(factors: torch.dtype, weights: int, device: torch.device) -> torch.dtype:
+    """For the products with the decomposed factors of a map with that many weights."""
+    is_worth_it = weights >= LARGE and factors == torch.float32
+    return torch.bfloat16 if is_worth_it and multiplies_bfloat16(device) else factors
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for it; elsewhere bfloat16 is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
