@@ -26,7 +26,7 @@ from kfacrnn.kfac.maths import mean_length
 @dataclass(frozen=True)
 class Curvature:
     """What all blocks agree on: the approximation, the largest factor that is kept dense, and in which precision its
-    decomposition and products are; None: see `kfacrnn.kfac.precision`."""
+    decomposition and products are. None, and products with float64 factors: see `kfacrnn.kfac.precision`."""
 
     approximation: str
     max_dense: int
@@ -39,10 +39,10 @@ class Curvature:
         A0, *G0 = lag_0
         widest = max((len(M) for M in lag_0 if M.dim() == 2), default=0)
         weights = len(A0) * sum(map(len, G0))
-        return (
-            self.compute_dtype or precision.compute_dtype(A0.dtype, widest),
-            self.product_dtype or precision.product_dtype(A0.dtype, weights, A0.device),
-        )
+        compute_dtype = self.compute_dtype or precision.compute_dtype(A0.dtype, widest)
+        if self.product_dtype is not None and A0.dtype == torch.float32:
+            return compute_dtype, self.product_dtype
+        return compute_dtype, precision.product_dtype(A0.dtype, weights, A0.device)
 
 
 @dataclass(frozen=True)

@@ -258,9 +258,10 @@ def decompose(
     √((tr A0/dim A0) / mean of (tr G0/dim G0)), where separate blocks would have one each: a π per split would cost a
     decomposition of A0 per split. λI is added to every V0 alike; what changes are the cross terms of the factored form.
 
-    Without lag factors V1 = 0, and every approximation is indep. Decompositions run in `compute_dtype`,
-    the products of `multiply` in `product_dtype` (None: the factors' dtype, which the result has in any case). Shapes and options are taken to be valid; a factor that is not finite, not positive definite, or
-    singular with zero damping raises a DecompositionError that names it.
+    Without lag factors V1 = 0, and every approximation is indep. Decompositions run in `compute_dtype`, the products of
+    `multiply` in `product_dtype`; None: in the factors' dtype, which the result has in any case. Shapes and options are
+    taken to be valid; a factor that is not finite, not positive definite, or singular with zero damping raises a
+    DecompositionError that names it.
     """
     balance, root_damping = pi(A0, *G0), math.sqrt(damping)
 

@@ -31,7 +31,6 @@ from kfacrnn.kfac.inverses import Inverses
 from kfacrnn.kfac.maths import GAMMA_MAX
 from kfacrnn.kfac.step_size import LevenbergMarquardt, kl_bounded
 
-
 _COMPUTE_DTYPES = (None, torch.float32, torch.float64)
 _PRODUCT_DTYPES = (None, torch.bfloat16, torch.float32)
 

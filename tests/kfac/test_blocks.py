@@ -15,7 +15,7 @@ from tests.kfac import dense
 
 T, B = 4, 6
 LAMBDA, N = 1e-2, 3.0
-CURVATURE = Curvature("option1", 100, 1e10, torch.float64)
+CURVATURE = Curvature("option1", 100, 1e10)
 THREE = ("indep", "option1", "option2")
 
 
@@ -74,6 +74,22 @@ def test_a_block_with_two_inputs_two_biases_and_uneven_splits_agrees_with_dense_
     torch.testing.assert_close(torch.cat([D_x, D_h, (d_1 + d_2).unsqueeze(1)], 1), expected, rtol=1e-9, atol=1e-12)
     assert torch.equal(d_1, d_2)
     torch.testing.assert_close(product, (expected * Z).sum())
+
+
+def test_an_embedding_moves_the_rows_of_its_batch_as_dense_matrices_say_and_no_other():
+    embedding = EmbeddingMap("m", parameter(7, 3))
+    block, a, g = made(embedding)
+    embedding.weight.grad[[0, 3, 4]] = 0
+    (D,), product = block.direction(N)
+
+    A0 = torch.bincount(a.flatten(), minlength=7).double() / (T * B)
+    G0 = torch.einsum("tbi,tbj->ij", g, g) / (T * B)
+    pi = (A0.mean() / (G0.trace() / 3)).sqrt()
+    damped_A, damped_G = A0 + pi * LAMBDA**0.5, G0 + LAMBDA**0.5 / pi * torch.eye(3)
+    expected = N / T * embedding.weight.grad / damped_A[:, None] @ torch.linalg.inv(damped_G)
+    torch.testing.assert_close(D, expected, rtol=1e-9, atol=1e-12)
+    assert not D[[0, 3, 4]].any()
+    torch.testing.assert_close(product, (expected * embedding.weight.grad).sum())
 
 
 @pytest.mark.parametrize("approximation", THREE)

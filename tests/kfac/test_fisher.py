@@ -160,6 +160,24 @@ def test_float32_factors_give_a_float32_result_within_a_thousandth(approximation
     assert relative_error(result, product(approximation, A, G, Z, lengths=35, damping=1e-3)) < 1e-3
 
 
+@pytest.mark.parametrize("approximation", THREE)
+def test_products_in_bfloat16_keep_float32_s_result_to_their_own_rounding(approximation):
+    A, G = (Pair(*(M.float() for M in from_sequences(n, seeded(n), cases=200))) for n in (40, 30))
+    Z = gradient(G, A).float()
+    factors = (A.M0, A.M1, [G.M0, G.M0[:7, :7]], [G.M1, G.M1[:7, :7]])
+    exact, rounded = (
+        decompose(approximation, *factors, lengths=35, damping=0.1, product_dtype=dtype)
+        for dtype in (None, torch.bfloat16)
+    )
+    Z = torch.cat([Z, Z[:7]])
+    result = rounded.multiply(Z)
+    assert result.dtype == torch.float32
+    assert 1e-5 < relative_error(result, exact.multiply(Z)) < 0.03
+    assert torch.equal(from_state(rounded.state()).multiply(Z), result)
+    with pytest.raises(ValueError, match=r"^Z must be \[37, 40\] of torch.float32"):
+        rounded.multiply(Z.bfloat16())
+
+
 def test_option_1_keeps_the_sign_of_oscillating_modes_and_the_absolute_variant_is_far_from_equation_8():
     A, G = from_sequences(5, seeded(7), memory=-0.9, steps=30), from_sequences(4, seeded(8), memory=0.9, steps=30)
     A = Pair(A.M0, (A.M1 + A.M1.mT) / 2)

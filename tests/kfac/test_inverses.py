@@ -134,6 +134,48 @@ def test_a_failed_decomposition_keeps_the_last_good_inverse_and_is_counted():
     assert (bad.made_from, inverses.failures) == (2, 1)
 
 
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.timeout(20)
+def test_with_several_threads_blocks_are_inverted_side_by_side_each_on_its_own(two_threads):
+    first, second = Block(), Block()
+    threads_seen = []
+
+    def waits_for(block, other):
+        def inversion(damping):
+            work = Block.inversion(block, damping)
+
+            def together():
+                block.started.set()
+                assert other.started.wait(10)  # never, if one came after the other
+                threads_seen.append(torch.get_num_threads())
+                return work()
+
+            return together
+
+        return inversion
+
+    first.inversion, second.inversion = waits_for(first, second), waits_for(second, first)
+    Inverses({"a": first, "b": second}, every=1, delay=0).advance(0, 0, 0.5)
+    assert (first.made_from, second.made_from) == (0, 0)
+    assert threads_seen == [1, 1]
+    assert torch.get_num_threads() == 2
+
+
+def test_side_by_side_a_failure_is_that_of_its_block(two_threads):
+    good, bad = Block(), Block()
+    bad.error = DecompositionError("A0 is not finite")
+    with pytest.raises(DecompositionError, match=r"^bad: A0 is not finite"):
+        Inverses({"good": good, "bad": bad}, every=1, delay=0).advance(0, 0, 0.5)
+    assert torch.get_num_threads() == 2
+
+
 def test_the_first_failure_has_nothing_to_fall_back_on_and_names_the_block():
     block = Block()
     block.error = DecompositionError("A0 is not finite")

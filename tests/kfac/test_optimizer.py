@@ -656,7 +656,8 @@ OUT_OF_RANGE = {
     "refresh_every": (0,),
     "refresh_delay": (-1, 20),
     "max_dense": (0,),
-    "compute_dtype": (torch.float16,),
+    "compute_dtype": (torch.float16, torch.bfloat16),
+    "product_dtype": (torch.float16, torch.float64),
 }
 
 
