@@ -85,7 +85,7 @@ def test_an_embedding_moves_the_rows_of_its_batch_as_dense_matrices_say_and_no_o
     A0 = torch.bincount(a.flatten(), minlength=7).double() / (T * B)
     G0 = torch.einsum("tbi,tbj->ij", g, g) / (T * B)
     pi = (A0.mean() / (G0.trace() / 3)).sqrt()
-    damped_A, damped_G = A0 + pi * LAMBDA**0.5, G0 + LAMBDA**0.5 / pi * torch.eye(3)
+    damped_A, damped_G = A0 + pi * LAMBDA**0.5, G0 + LAMBDA**0.5 / pi * torch.eye(3).double()
     expected = N / T * embedding.weight.grad / damped_A[:, None] @ torch.linalg.inv(damped_G)
     torch.testing.assert_close(D, expected, rtol=1e-9, atol=1e-12)
     assert not D[[0, 3, 4]].any()
