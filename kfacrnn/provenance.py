@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from kfacrnn.errors import UserError
+
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pandas", "matplotlib", "wandb")
 
 
@@ -46,7 +48,19 @@ def versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
+    found["pointwise"] = _pointwise()
     return found
+
+
+def _pointwise() -> str:
+    """Whether LSTM steps run "compiled" or in "torch" operations. Compiles now if need be, so that no training clock
+    is running then."""
+    from kfacrnn.nn import pointwise
+
+    try:
+        return "compiled" if pointwise.status() == "compiled" else "torch"
+    except RuntimeError as error:
+        raise UserError(str(error)) from error
 
 
 def hardware(device: str = "cpu") -> dict[str, Any]:

@@ -6,10 +6,6 @@
 LN(z; gain, shift) = gain ⊙ (z − mean) / √(variance + ε) + shift over the whole vector. The paper gives each of the two
 gate terms a shift of its own; only their sum matters, so one is kept. What depends on x_t alone is done for all steps
 at once, outside the loop. Knows nothing of Fisher blocks.
-
-The hand-written backward is no clear gain everywhere. Process CPU of autograd over the same loop, divided by ours (one
-thread of a busy machine, three repeats; T, B, hidden): float32 100, 200, 128: 0.95–1.14; 100, 25, 128: 0.99–1.05;
-35, 100, 650: 1.01–1.07. bfloat16 autocast, in the same order: 0.84–0.94 (ours is slower), 1.15–1.26, 1.16–1.25.
 """
 
 from __future__ import annotations
@@ -26,17 +22,20 @@ from torch.nn.utils.rnn import PackedSequence
 
 from kfacrnn.kfac.capture import ElementwiseMap, LinearMap, Map
 from kfacrnn.nn.capturable import Capturable
-from kfacrnn.nn.lstm import (
-    Gates,
+from kfacrnn.nn.recurrence import (
+    Postponed,
     State,
-    add_product,
+    Tensors,
+    TorchSteps,
     at_least_float32,
+    forward_tensors,
     gate_splits,
-    hidden_gradients,
     previous_hidden,
     recurrent_weight_gradient,
+    rounded_like,
+    run_backward,
+    run_forward,
     run_stack,
-    write_product,
     zero_leaf,
 )
 
@@ -46,13 +45,51 @@ EPSILON = 1e-5  # torch.nn.LayerNorm's
 NAMES = ("weight_ih", "weight_hh", "gain_ih", "gain_hh", "gain_c", "bias", "bias_c")
 
 
+class _TorchSteps(TorchSteps):
+    """`Steps` with the norms of W_hh h_{t−1} and c_t inside; the names of what they need besides:
+
+    recurrent, d_recurrent    [T, B, 4H]    W_hh h_{t−1}; its gradient, which is `rounded` instead of `d_gates`
+    norms                     [4, T, B]     mean and 1/√(variance + ε) of W_hh h_{t−1}, then those of c_t
+    gain_hh, gain_c, bias_c   [4H], [H], [H] or None
+    squashed, d_normed        [T, B, H]     tanh(LN(c_t)); gradient of LN(c_t)
+    """
+
+    def __init__(self, of: Tensors):
+        super().__init__(of)
+        self.r = of["recurrent"].unbind(0)
+        self.mean_r, self.scale_r, self.mean_c, self.scale_c = (norm.unsqueeze(-1).unbind(0) for norm in of["norms"])
+        self.gain_hh, self.gain_c, self.bias_c = (of[name] for name in ("gain_hh", "gain_c", "bias_c"))
+        if self.dc is not None:
+            self.dr, self.dn = of["d_recurrent"].unbind(0), of["d_normed"].unbind(0)
+
+    def advance(self, t: int) -> None:
+        r, c = self.r[t].copy_(self.product), self.c[t + 1]
+        normed = _norm_forward(r, self.gain_hh, None, self.mean_r[t], self.scale_r[t])
+        self.gates.all[t].add_(normed)
+        self.gates.advance(t, self.c[t], c)
+        normed = _norm_forward(c, self.gain_c, self.bias_c, self.mean_c[t], self.scale_c[t])
+        torch.tanh(normed, out=self.y[t])
+        torch.mul(self.gates.o[t], self.y[t], out=self.h[t])
+
+    def retreat(self, t: int) -> None:
+        dc, dh, dn, only_input = self.dc, self.dh[t] + self.product, self.dn[t], [True, False, False]
+        aten.tanh_backward(dh * self.gates.o[t], self.y[t], grad_input=dn)
+        of_c = self.c[t + 1], self.mean_c[t], self.scale_c[t], self.gain_c, self.bias_c
+        dc.add_(_norm_backward(dn, *of_c, only_input)[0])
+        self.gates.retreat(t, self.c[t], self.y[t], dc, dh, self.ds)
+        of_r = self.r[t], self.mean_r[t], self.scale_r[t], self.gain_hh, None
+        self.dr[t].copy_(_norm_backward(self.ds.all[t], *of_r, only_input)[0])
+        if self.rounded[t].dtype != dh.dtype:
+            self.rounded[t].copy_(self.dr[t])
+
+
 class _Recurrence(torch.autograd.Function):
-    """`(inputs, W_hh, gain_hh, gain_c, bias_c or None, h_0, c_0, *probes) → (h [T, B, H], c_T, r, c)`.
+    """`(inputs, W_hh, gain_hh, gain_c, bias_c or None, h_0, c_0, …, *probes) → (h [T, B, H], c_T, r, c)`.
 
     `inputs` `[T, B, 4H]` is LN(W_ih x_t) + bias, r_t is W_hh h_{t−1} `[T, B, 4H]`, c holds c_0 … c_T; r and c carry no
     gradient. The probes are zero and collect the gradients of the gates' pre-activations, of r_t and of LN(c_t).
-    Products are in the dtype of `W_hh`, everything else in that of `inputs`, whose memory is taken over: the caller
-    must have no further use for its values.
+    Products are in the dtype of `W_hh` and `h_0`, everything else in that of `inputs`, whose memory is taken over: the
+    caller must have no further use for its values. The gradients of `W_hh`, gains and shift go through `postponed`.
     """
 
     @staticmethod
@@ -65,61 +102,56 @@ class _Recurrence(torch.autograd.Function):
         bias_c: Tensor | None,
         h0: Tensor,
         c0: Tensor,
+        postponed: Postponed,
+        parameter_probe: Tensor,
         *probes: Tensor,
     ) -> tuple[Tensor, ...]:
-        steps, cases, hidden = *inputs.shape[:2], h0.shape[-1]
-        buffer, recurrent = inputs.detach(), torch.empty_like(inputs)
-        cells = inputs.new_empty(steps + 1, cases, hidden)
-        squashed = inputs.new_empty(steps, cases, hidden)  # tanh(LN(c_t))
-        output = h0.new_empty(steps, cases, hidden)
-        cells[0] = c0
-        gates, statistics_r, statistics_c = Gates(buffer), [], []
-        r, c, y, h = recurrent.unbind(0), cells.unbind(0), squashed.unbind(0), (h0, *output.unbind(0))
-        for t in range(steps):
-            write_product(r[t], h[t], weight_hh.t())
-            normed, *statistics = torch.native_layer_norm(r[t], gain_hh.shape, gain_hh, None, EPSILON)
-            statistics_r.append(statistics)
-            gates.all[t].add_(normed)
-            gates.advance(t, c[t], c[t + 1])
-            normed, *statistics = torch.native_layer_norm(c[t + 1], gain_c.shape, gain_c, bias_c, EPSILON)
-            statistics_c.append(statistics)
-            torch.tanh(normed, out=y[t])
-            torch.mul(gates.o[t], y[t], out=h[t + 1])
-        means_and_scales = [
-            torch.stack(each) for pairs in (statistics_r, statistics_c) for each in zip(*pairs, strict=True)
-        ]
-        ctx.save_for_backward(
-            buffer, recurrent, cells, squashed, output, weight_hh, gain_hh, gain_c, bias_c, h0, *means_and_scales
-        )
-        ctx.mark_non_differentiable(recurrent, cells)
+        of = forward_tensors(inputs, h0, c0)
+        of |= {"recurrent": torch.empty_like(of["gates"]), "norms": of["gates"].new_empty(4, *inputs.shape[:2])}
+        of |= {"gain_hh": gain_hh, "gain_c": gain_c, "bias_c": bias_c}
+        run_forward(_TorchSteps, of, weight_hh, h0)
+        ctx.save_for_backward(weight_hh, h0, *of.values())
+        ctx.names, ctx.postponed = tuple(of), postponed
+        ctx.mark_non_differentiable(of["recurrent"], of["cells"])
         ctx.set_materialize_grads(False)  # else zeros for r and c
-        return output, cells[-1].clone(), recurrent, cells
+        return of["output"], of["cells"][-1].clone(), of["recurrent"], of["cells"]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_output: Tensor | None, d_cell: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        buffer, recurrent, cells, squashed, output, weight_hh, gain_hh, gain_c, bias_c, h0, *norms = ctx.saved_tensors
-        d_buffer, d_recurrent, d_normed = (torch.empty_like(z) for z in (buffer, recurrent, squashed))
-        gates, ds = Gates(buffer), Gates(d_buffer)
-        r, c, y = recurrent.unbind(0), cells.unbind(0), squashed.unbind(0)
-        dr, dn = d_recurrent.unbind(0), d_normed.unbind(0)
-        means_r, scales_r, means_c, scales_c = norms
-        mean_r, scale_r, mean_c, scale_c = (norm.unbind(0) for norm in norms)
-        dc = torch.zeros_like(cells[0]) if d_cell is None else d_cell.clone()
-        dh = hidden_gradients(torch.zeros_like(output) if d_output is None else d_output, buffer.dtype)
-        only_input = [True, False, False]
-        for t in reversed(range(len(output))):
-            aten.tanh_backward(dh[t + 1] * gates.o[t], y[t], grad_input=dn[t])
-            dc.add_(_norm_backward(dn[t], c[t + 1], mean_c[t], scale_c[t], gain_c, bias_c, only_input)[0])
-            gates.retreat(t, c[t], y[t], dc, dh[t + 1], ds)
-            dr[t].copy_(_norm_backward(ds.all[t], r[t], mean_r[t], scale_r[t], gain_hh, None, only_input)[0])
-            add_product(dh[t], dr[t], weight_hh)
-        only_gain, gain_and_shift = [False, True, False], [False, True, bias_c is not None]
-        d_gain_hh = _norm_backward(d_buffer, recurrent, means_r, scales_r, gain_hh, None, only_gain)[1]
-        d_gain_c, d_bias_c = _norm_backward(d_normed, cells[1:], means_c, scales_c, gain_c, bias_c, gain_and_shift)[1:]
-        d_weight = recurrent_weight_gradient(d_recurrent, h0, output) if ctx.needs_input_grad[1] else None
-        d_state, d_probes = (dh[0].to(h0.dtype), dc), (d_buffer, d_recurrent, d_normed)
-        return d_buffer, d_weight, d_gain_hh, d_gain_c, d_bias_c, *d_state, *d_probes
+        weight_hh, h0, *saved = ctx.saved_tensors
+        of = dict(zip(ctx.names, saved, strict=True))
+        for name, other in (("d_gates", "gates"), ("d_recurrent", "recurrent"), ("d_normed", "squashed")):
+            of[name] = torch.empty_like(of[other])
+        zeros, c0 = torch.zeros_like, of["cells"][0]
+        of["d_output"] = zeros(of["output"]) if d_output is None else d_output.contiguous()
+        of["d_cell"] = zeros(c0) if d_cell is None else d_cell.clone(memory_format=torch.contiguous_format)
+        of["rounded"] = rounded_like(of["d_recurrent"], h0.dtype)
+        dh0 = run_backward(_TorchSteps, of, weight_hh, h0)
+        of["output"] = of["output"].detach()  # else it would hold on to its own graph
+        ctx.postponed.compute = partial(_parameter_gradients, of, h0)
+        probes = of["d_gates"], of["d_recurrent"], of["d_normed"]
+        return of["d_gates"], None, None, None, None, dh0, of["d_cell"], None, h0.new_zeros(()), *probes
+
+
+def _parameter_gradients(of: Tensors, h0: Tensor) -> tuple[Tensor | None, ...]:
+    """Of W_hh, gain_hh, gain_c and bias_c."""
+    mean_r, scale_r, mean_c, scale_c = of["norms"].unsqueeze(-1)
+    gain_hh, gain_c, bias_c = of["gain_hh"], of["gain_c"], of["bias_c"]
+    only_gain, gain_and_shift = [False, True, False], [False, True, bias_c is not None]
+    d_gain_hh = _norm_backward(of["d_gates"], of["recurrent"], mean_r, scale_r, gain_hh, None, only_gain)[1]
+    d_gain_c, d_bias_c = _norm_backward(
+        of["d_normed"], of["cells"][1:], mean_c, scale_c, gain_c, bias_c, gain_and_shift
+    )[1:]
+    return recurrent_weight_gradient(of["rounded"], h0, of["output"]), d_gain_hh, d_gain_c, d_bias_c
+
+
+def _norm_forward(z: Tensor, gain: Tensor, shift: Tensor | None, mean: Tensor, scale: Tensor) -> Tensor:
+    """LN(z), and into `mean` and `scale` what its backward needs."""
+    normed, *found = torch.native_layer_norm(z, gain.shape, gain, shift, EPSILON)
+    mean.copy_(found[0])
+    scale.copy_(found[1])
+    return normed
 
 
 def _norm_backward(
@@ -226,8 +258,17 @@ class LayerNormLSTM(Capturable):
             z.requires_grad_()
         probes = [zero_leaf(like).requires_grad_(recording) for like in (z, z, z[..., : self.hidden_size])]
         inputs = F.layer_norm(z, z.shape[-1:], gain_ih, bias, EPSILON)
+        postponed, inside = Postponed(), (gain_hh, gain_c, bias_c)
+        detached = [None if parameter is None else parameter.detach() for parameter in inside]
         output, c, r, cells = _Recurrence.apply(
-            inputs, weight_hh.to(dtype), gain_hh, gain_c, bias_c, h0.to(dtype), c0.to(z.dtype), *probes
+            inputs,
+            weight_hh.detach().to(dtype),
+            *detached,
+            h0.to(dtype),
+            c0.to(z.dtype),
+            postponed,
+            postponed.probe(weight_hh, *inside),
+            *probes,
         )
         if recording:
             with torch.no_grad():

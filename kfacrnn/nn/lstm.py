@@ -1,8 +1,9 @@
 """`torch.nn.LSTM` whose pre-activation gradients can be had cheaply.
 
-Training runs torch's fused kernel. While a tape is set, a recurrence with a hand-written backward runs instead: one
-GEMM for the inputs of all steps, one small GEMM per step, and the gradients g_t of all steps and gates in one
-`[T, B, 4·hidden]` buffer. Knows nothing of Fisher blocks.
+A recurrence with a hand-written backward: one GEMM for the inputs of all steps, one small GEMM per step, and the
+gradients g_t of all steps and gates in one `[T, B, 4·hidden]` buffer. It runs while a tape is set, and for training in
+general where its point-wise part is compiled (`kfacrnn.nn.pointwise`) and so the faster one; otherwise torch's fused
+kernel runs. Knows nothing of Fisher blocks.
 
     a_t = [x_t; h_{t−1}]     s_t = [W_ih | W_hh] a_t + b_ih + b_hh, in torch's gate order i, f, g, o
     c_t = σ(f) c_{t−1} + σ(i) tanh(g)     h_t = σ(o) tanh(c_t)
@@ -10,7 +11,6 @@ GEMM for the inputs of all steps, one small GEMM per step, and the gradients g_t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -21,156 +21,85 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from kfacrnn.kfac.capture import LinearMap, Tape
+from kfacrnn.nn import pointwise
 from kfacrnn.nn.capturable import Capturable
-
-aten = torch.ops.aten
-
-State = tuple[Tensor, Tensor]
-Layer = Callable[[Tensor, Tensor, Tensor], State]  # (x [T, B, in], h_0, c_0) → (h [T, B, hidden], c_T)
-
-
-def gate_splits(hidden_size: int) -> dict[str, int]:
-    """Rows of each gate, in torch's order."""
-    return dict.fromkeys("ifgo", hidden_size)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Under bf16 or fp16 autocast only the products are in that precision."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def zero_leaf(like: Tensor) -> Tensor:
-    """Zeros that take up no memory and collect a gradient."""
-    return like.new_zeros(()).expand(like.shape).requires_grad_()
-
-
-def add_product(target: Tensor, a: Tensor, weight: Tensor) -> None:
-    """`target += a @ weight`, the product in the dtype of `weight`, the sum in that of `target`."""
-    if target.dtype == weight.dtype:
-        target.addmm_(a, weight)
-    else:
-        target.add_(a.to(weight.dtype) @ weight)
-
-
-def write_product(target: Tensor, a: Tensor, weight: Tensor) -> None:
-    """`target = a @ weight`, the product in the dtype of `weight`."""
-    if target.dtype == weight.dtype:
-        torch.mm(a, weight, out=target)
-    else:
-        target.copy_(a @ weight)
-
-
-def previous_hidden(h0: Tensor, output: Tensor) -> Tensor:
-    """h_0 … h_{T−1}: `[T, B, hidden]`."""
-    return torch.cat([h0.unsqueeze(0), output[:-1]])
-
-
-def hidden_gradients(d_output: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """What reaches h_0 … h_T other than through later steps, to be added to in place."""
-    return torch.cat([torch.zeros_like(d_output[:1]), d_output]).to(dtype).unbind(0)
-
-
-def recurrent_weight_gradient(ds: Tensor, h0: Tensor, output: Tensor) -> Tensor:
-    """Σ_t ds_tᵀ h_{t−1}, summed over cases: `[4·hidden, hidden]`."""
-    ds = ds.to(output.dtype)
-    with torch.autocast(ds.device.type, enabled=False):  # a backward pass may run inside autocast
-        return (ds[0].t() @ h0).addmm_(ds[1:].flatten(0, 1).t(), output[:-1].flatten(0, 1))
-
-
-class Gates:
-    """The four gates of all steps in one buffer `[T, B, 4·hidden]`, or their gradients.
-
-    The views of each step are made once: making one costs as much as a small operation.
-    """
-
-    def __init__(self, buffer: Tensor):
-        hidden = buffer.shape[-1] // 4
-        self.i, self.f, self.g, self.o = (part.unbind(0) for part in buffer.chunk(4, -1))
-        self.i_f = buffer[..., : 2 * hidden].unbind(0)
-        self.i_f_g = buffer[..., : 3 * hidden].unflatten(-1, (3, hidden)).unbind(0)
-        self.all = buffer.unbind(0)
-
-    def advance(self, t: int, c_previous: Tensor, c: Tensor) -> None:
-        """Turn s_t into the gates of step t and write c_t into `c`."""
-        self.i_f[t].sigmoid_()
-        self.g[t].tanh_()
-        self.o[t].sigmoid_()
-        torch.mul(self.f[t], c_previous, out=c).addcmul_(self.i[t], self.g[t])
-
-    def retreat(self, t: int, c_previous: Tensor, y: Tensor, dc: Tensor, dh: Tensor, ds: Gates) -> None:
-        """Write g_t into `ds` and turn `dc`, the gradient of c_t, into that of c_{t−1}; h_t is o ⊙ `y`."""
-        # sigmoid_backward(x, σ) = x σ (1 − σ) and tanh_backward(x, τ) = x (1 − τ²) in one pass, without temporaries.
-        aten.sigmoid_backward(self.g[t], self.i[t], grad_input=ds.i[t])
-        aten.sigmoid_backward(c_previous, self.f[t], grad_input=ds.f[t])
-        aten.tanh_backward(self.i[t], self.g[t], grad_input=ds.g[t])
-        aten.sigmoid_backward(y, self.o[t], grad_input=ds.o[t])
-        ds.i_f_g[t].mul_(dc.unsqueeze(1))
-        ds.o[t].mul_(dh)
-        dc.mul_(self.f[t])
+from kfacrnn.nn.recurrence import (
+    Postponed,
+    State,
+    TorchSteps,
+    forward_tensors,
+    gate_splits,
+    previous_hidden,
+    recurrent_weight_gradient,
+    rounded_like,
+    run_backward,
+    run_forward,
+    run_stack,
+    zero_leaf,
+)
 
 
 class _Recurrence(torch.autograd.Function):
-    """`(inputs [T, B, 4H], probe, W_hh, h_0, c_0) → (h [T, B, H], c_T)` with s_t = inputs_t + probe_t + W_hh h_{t−1}.
+    """`(inputs [T, B, 4H], probe, W_hh, h_0, c_0, …) → (h [T, B, H], c_T)` with s_t = inputs_t + W_hh h_{t−1}.
 
-    `probe` is zero; its gradient, and that of `inputs`, is g_t. Products are taken in the dtype of `W_hh`, everything
-    else in that of `inputs`, whose memory is taken over: the caller must have no further use for its values.
+    `probe`, which may be None, stands for zeros added to s_t; its gradient, and that of `inputs`, is g_t. Products are
+    taken in the dtype of `W_hh` and `h_0`, everything else in that of `inputs`, whose memory is taken over: the caller
+    must have no further use for its values. The gradient of `W_hh` goes through `postponed` and its probe.
     """
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, probe: Tensor, weight_hh: Tensor, h0: Tensor, c0: Tensor) -> State:
-        steps, cases, hidden = *inputs.shape[:2], h0.shape[-1]
-        buffer = inputs.detach()
-        cells = buffer.new_empty(steps + 1, cases, hidden)
-        tanh_cells = buffer.new_empty(steps, cases, hidden)
-        output = h0.new_empty(steps, cases, hidden)
-        cells[0] = c0
-        gates = Gates(buffer)
-        c, y, h = cells.unbind(0), tanh_cells.unbind(0), (h0, *output.unbind(0))
-        for t in range(steps):
-            add_product(gates.all[t], h[t], weight_hh.t())
-            gates.advance(t, c[t], c[t + 1])
-            torch.tanh(c[t + 1], out=y[t])
-            torch.mul(gates.o[t], y[t], out=h[t + 1])
-        ctx.save_for_backward(buffer, cells, tanh_cells, output, weight_hh, h0)
-        return output, cells[-1].clone()
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        probe: Tensor | None,
+        weight_hh: Tensor,
+        h0: Tensor,
+        c0: Tensor,
+        postponed: Postponed,
+        weight_probe: Tensor,
+    ) -> State:
+        of = forward_tensors(inputs, h0, c0)
+        run_forward(TorchSteps, of, weight_hh, h0)
+        ctx.save_for_backward(weight_hh, h0, *of.values())
+        ctx.names, ctx.postponed, ctx.dtype = tuple(of), postponed, inputs.dtype
+        return of["output"], of["cells"][-1].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_output: Tensor, d_cell: Tensor) -> tuple[Tensor | None, ...]:
-        buffer, cells, tanh_cells, output, weight_hh, h0 = ctx.saved_tensors
-        d_buffer = torch.empty_like(buffer)
-        gates, ds = Gates(buffer), Gates(d_buffer)
-        c, y = cells.unbind(0), tanh_cells.unbind(0)
-        dc, dh = d_cell.clone(), hidden_gradients(d_output, buffer.dtype)
-        for t in reversed(range(len(output))):
-            dc.add_(aten.tanh_backward(dh[t + 1] * gates.o[t], y[t]))
-            gates.retreat(t, c[t], y[t], dc, dh[t + 1], ds)
-            add_product(dh[t], ds.all[t], weight_hh)
-        d_weight = recurrent_weight_gradient(d_buffer, h0, output) if ctx.needs_input_grad[2] else None
-        return d_buffer, d_buffer, d_weight, dh[0].to(h0.dtype), dc
+        weight_hh, h0, *saved = ctx.saved_tensors
+        of = dict(zip(ctx.names, saved, strict=True))
+        gates, output = of["gates"], of["output"].detach()  # else output would hold on to its own graph
+        rounded, taped = rounded_like(gates, h0.dtype), ctx.needs_input_grad[1]
+        if rounded is gates:
+            rounded = d_gates = torch.empty_like(gates)
+        else:  # one step's memory will do if nobody wants them unrounded
+            d_gates = torch.empty_like(gates) if taped else torch.empty_like(gates[:1]).expand_as(gates)
+        of |= {"d_output": d_output.contiguous(), "d_gates": d_gates, "rounded": rounded}
+        of |= {"d_cell": d_cell.clone(memory_format=torch.contiguous_format)}
+        dh0 = run_backward(TorchSteps, of, weight_hh, h0)
+        ctx.postponed.compute = lambda: (recurrent_weight_gradient(rounded, h0, output),)
+        d_inputs = d_gates if ctx.dtype == d_gates.dtype else rounded
+        return d_inputs, d_gates if taped else None, None, dh0, of["d_cell"], None, h0.new_zeros(())
 
 
-def run_stack(layers: Sequence[Layer], x: Tensor, state: State, dropout: float) -> tuple[Tensor, State]:
-    """Layers on top of each other with dropout between them, time first; `state` and the state returned are
-    `[layers, B, hidden]` each."""
-    h_n, c_n = [], []
-    for index, (layer, h0, c0) in enumerate(zip(layers, *state, strict=True)):
-        x, c = layer(F.dropout(x, dropout) if index else x, h0, c0)
-        h_n.append(x[-1])
-        c_n.append(c.to(x.dtype))
-    return x, (torch.stack(h_n), torch.stack(c_n))
+def recur(inputs: Tensor, probe: Tensor | None, weight_hh: Tensor, h0: Tensor, c0: Tensor) -> State:
+    """See `_Recurrence`; products in the dtype of `h0`."""
+    postponed = Postponed()
+    weight = weight_hh.detach().to(h0.dtype)
+    return cast(State, _Recurrence.apply(inputs, probe, weight, h0, c0, postponed, postponed.probe(weight_hh)))
 
 
 class LSTM(Capturable, nn.LSTM):
     """`torch.nn.LSTM` with the same arguments, `state_dict` and results, whose maps can be captured.
 
     One `LinearMap` per layer, named `l0`, `l1`, …, split into the gates i, f, g, o. `bidirectional`, `proj_size`,
-    PackedSequence and unbatched input work as in torch but cannot be captured: ValueError. A captured pass has no
-    second derivatives, and takes the gradient of `weight_hh` whenever that requires one.
+    PackedSequence and unbatched input work as in torch but cannot be captured: ValueError. No second derivatives in a
+    captured pass, nor on the compiled recurrence: set KFACRNN_POINTWISE=torch, or use `torch.nn.LSTM`.
     """
 
     def forward(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]:  # type: ignore[override]
-        if self.tape is None:
+        if self.tape is None and not self._is_compiled_for(input, hx):
             return super().forward(input, hx)
         if isinstance(input, PackedSequence):
             raise ValueError(
@@ -179,7 +108,7 @@ class LSTM(Capturable, nn.LSTM):
             )
         if input.dim() == 2:
             raise ValueError("kfacrnn.nn.LSTM cannot be captured on unbatched input: pass [T, 1, input_size]")
-        layers = [partial(_captured_layer, map, self.tape) for map in cast(tuple[LinearMap, ...], self.maps())]
+        layers = [partial(_layer, map, self.tape) for map in cast(tuple[LinearMap, ...], self.maps())]
         x = input.transpose(0, 1) if self.batch_first else input
         if hx is None:
             zeros = x.new_zeros(self.num_layers, x.shape[1], self.hidden_size)
@@ -187,6 +116,23 @@ class LSTM(Capturable, nn.LSTM):
         self.check_forward_args(input, hx, None)
         output, state = run_stack(layers, x, hx, self.dropout if self.training else 0.0)
         return output.transpose(0, 1) if self.batch_first else output, state
+
+    def _is_compiled_for(self, input: Tensor | PackedSequence, hx: State | None) -> bool:
+        """Whether a pass without tape can run on the compiled recurrence. Without gradients torch's is as fast."""
+        if self.bidirectional or self.proj_size or not torch.is_grad_enabled():
+            return False
+        if isinstance(input, PackedSequence) or input.dim() != 3 or not input.numel():
+            return False
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return False
+        autocast = torch.is_autocast_enabled("cpu")
+        product = torch.get_autocast_dtype("cpu") if autocast else torch.float32
+        allowed = {(input.device, torch.float32), (input.device, product)}
+        if not all((x.device, x.dtype) in allowed for x in (input, *(hx or ()))):
+            return False
+        if not all((p.device, p.dtype) == (input.device, torch.float32) for p in self.parameters()):
+            return False
+        return pointwise.library_for(torch.float32, product, input.device) is not None
 
     def _build_maps(self) -> tuple[LinearMap, ...]:
         if self.bidirectional:
@@ -201,12 +147,15 @@ class LSTM(Capturable, nn.LSTM):
         )
 
 
-def _captured_layer(map: LinearMap, tape: Tape, x: Tensor, h0: Tensor, c0: Tensor) -> State:
+def _layer(map: LinearMap, tape: Tape | None, x: Tensor, h0: Tensor, c0: Tensor) -> State:
     weight_ih, weight_hh = map.weights
+    if x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type):
+        weight_ih = weight_ih.t().contiguous().t()  # so that torch takes its gradient as x.t() @ ds, see above
     projected = F.linear(x, weight_ih, map.biases[0] + map.biases[1] if map.biases else None)
-    dtype, inputs = projected.dtype, at_least_float32(projected)
-    probe = zero_leaf(inputs)
-    output, c = _Recurrence.apply(inputs, probe, weight_hh.to(dtype), h0.to(dtype), c0.to(inputs.dtype))
-    with torch.no_grad():
-        tape.record(map, torch.cat([x, previous_hidden(h0, output)], -1), probe)
+    state = torch.promote_types(projected.dtype, torch.float32)
+    probe = None if tape is None else zero_leaf(projected, state)
+    output, c = recur(projected, probe, weight_hh, h0.to(projected.dtype), c0.to(state))
+    if tape is not None:
+        with torch.no_grad():
+            tape.record(map, torch.cat([x, previous_hidden(h0, output)], -1), cast(Tensor, probe))
     return output, c

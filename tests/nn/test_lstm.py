@@ -1,7 +1,9 @@
 """`kfacrnn.nn.LSTM` against `torch.nn.LSTM`, and its taps against a plain loop differentiated case by case."""
 
 import copy
+import gc
 import io
+import weakref
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from kfacrnn.kfac.capture import Tape
 from kfacrnn.nn import LSTM
-from kfacrnn.nn.lstm import _Recurrence
+from kfacrnn.nn import lstm as own
+from kfacrnn.nn import recurrence as shared
 
 T, B, INPUTS, H = 5, 3, 4, 6
 
@@ -40,6 +43,13 @@ def assert_same(ours, theirs, tolerance):
         torch.testing.assert_close(mine, reference, rtol=tolerance, atol=tolerance)
 
 
+def uses_own_recurrence(output):
+    nodes = [output.grad_fn]
+    for node in nodes:
+        nodes += [parent for parent, _ in node.next_functions if parent is not None]
+    return any("_Recurrence" in node.name() for node in nodes)
+
+
 def initial_state(layers, dtype=torch.float64):
     return torch.randn(layers, B, H, dtype=dtype), torch.randn(layers, B, H, dtype=dtype)
 
@@ -47,32 +57,49 @@ def initial_state(layers, dtype=torch.float64):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_captured_values_and_gradients_equal_those_of_torch(layers, bias, dtype, tolerance):
+def test_captured_values_and_gradients_equal_those_of_torch(layers, bias, dtype, tolerance, path):
     theirs, ours = twins(dtype, num_layers=layers, bias=bias)
     x, state = torch.randn(T, B, INPUTS, dtype=dtype), initial_state(layers, dtype)
     assert_same(run(ours, x, state, 0.7), run(theirs, x, state, 0.7), tolerance)
     assert len(ours.tape) == layers
 
 
-def test_without_tape_the_results_are_those_of_torch_bit_for_bit():
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bias", [True, False])
+def test_training_without_tape_gives_torchs_values_and_gradients(bias, batch_first, path):
+    theirs, ours = twins(torch.float32, num_layers=2, bias=bias, batch_first=batch_first)
+    ours.tape = None
+    x, state = torch.randn(*((B, T) if batch_first else (T, B)), INPUTS), initial_state(2, torch.float32)
+    assert uses_own_recurrence(ours(x, state)[0]) == (path == "compiled")
+    assert_same(run(ours, x, state, 0.7), run(theirs, x, state, 0.7), 1e-5)
+    assert_same(run(ours, x), run(theirs, x), 1e-5)
+
+
+def test_outside_float32_training_the_results_are_those_of_torch_bit_for_bit(path):
     theirs, ours = twins(num_layers=2)
     ours.tape = None
     x = torch.randn(T, B, INPUTS, dtype=torch.float64)
     assert_same(run(ours, x), run(theirs, x), 0.0)
+    with torch.no_grad():
+        assert torch.equal(ours.float()(x.float())[0], theirs.float()(x.float())[0])
 
 
-def test_dropout_draws_the_same_mask_as_torch():
-    theirs, ours = twins(num_layers=3, dropout=0.4)
-    x = torch.randn(T, B, INPUTS, dtype=torch.float64)
+@pytest.mark.parametrize("taped", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_dropout_draws_the_same_mask_as_torch(dtype, tolerance, taped, path):
+    theirs, ours = twins(dtype, num_layers=3, dropout=0.4)
+    x = torch.randn(T, B, INPUTS, dtype=dtype)
+    if not taped:
+        ours.tape = None
     results = []
     for layer in (ours, theirs):
         torch.manual_seed(1)
         results.append(run(layer, x))
-    assert_same(*results, 1e-12)
+    assert_same(*results, tolerance)
     ours.eval()
     ours.tape = Tape()
     assert not torch.allclose(run(ours, x)[0][0], results[0][0][0])
-    assert_same(run(ours, x), run(theirs.eval(), x), 1e-12)
+    assert_same(run(ours, x), run(theirs.eval(), x), tolerance)
 
 
 def test_batch_first_changes_inputs_and_outputs_but_not_the_layout_of_the_taps():
@@ -89,6 +116,19 @@ def test_short_sequences_have_torchs_gradients(steps):
     theirs, ours = twins()
     x, state = torch.randn(steps, B, INPUTS, dtype=torch.float64), initial_state(1)
     assert_same(run(ours, x, state, 0.7), run(theirs, x, state, 0.7), 1e-12)
+
+
+def test_an_exploding_run_shows(path):
+    _, ours = twins(torch.float32)
+    x = torch.randn(T, B, INPUTS)
+    x[1, 0, 0] = float("inf")
+    output, _ = ours(x)
+    assert output[0].isfinite().all()
+    assert output[:, 1:].isfinite().all()
+    x[2, 0, 0] = float("nan")
+    output, _ = ours(x)
+    assert output[2:, 0].isnan().all()
+    assert output[:, 1:].isfinite().all()
 
 
 def plain_loop(layer, x, case):
@@ -129,13 +169,65 @@ def test_taps_equal_the_gradients_of_every_case_and_step(bias, frozen):
             torch.testing.assert_close(g[:, case], expected, rtol=1e-12, atol=1e-12)
 
 
-def test_the_graph_survives_several_backward_passes():
-    _, ours = twins(num_layers=2)
-    output, _ = ours(torch.randn(T, B, INPUTS, dtype=torch.float64))
-    probes = [tap.s for tap in ours.tape]
-    first = torch.autograd.grad(output.sum(), probes, retain_graph=True)
-    second = torch.autograd.grad(output.sum(), probes)
+def test_the_graph_survives_several_backward_passes(path):
+    _, ours = twins(torch.float32, num_layers=2)
+    output, _ = ours(torch.randn(T, B, INPUTS))
+    leaves = [*ours.parameters(), *(tap.s for tap in ours.tape)]
+    first = torch.autograd.grad(output.sum(), leaves, retain_graph=True)
+    second = torch.autograd.grad(output.sum(), leaves)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_the_gradient_of_weight_hh_is_computed_only_if_it_is_asked_for(monkeypatch, path):
+    _, ours = twins(torch.float32, num_layers=2)
+    computed = []
+    real = own.recurrent_weight_gradient
+    monkeypatch.setattr(own, "recurrent_weight_gradient", lambda *a: (computed.append(1), real(*a))[1])
+    output, _ = ours(torch.randn(T, B, INPUTS))
+    torch.autograd.grad(output.sum(), [tap.s for tap in ours.tape], retain_graph=True)
+    assert computed == []
+    torch.autograd.grad(output.sum(), ours.weight_hh_l1)
+    assert computed == [1]
+
+
+def test_a_pass_is_freed_without_the_garbage_collector(monkeypatch, path):
+    passes = []
+
+    class Watched(shared.Postponed):
+        def __init__(self):
+            passes.append(weakref.ref(self))
+
+    monkeypatch.setattr(own, "Postponed", Watched)
+    _, ours = twins(torch.float32)
+    gc.disable()
+    try:
+        loss = ours(torch.randn(T, B, INPUTS))[0].sum()
+        torch.autograd.grad(loss, ours.tape[0].s, retain_graph=True)
+        assert passes[0]() is not None
+        del loss
+        assert passes[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_second_derivatives_are_refused_not_wrong(path):
+    _, ours = twins(torch.float32)
+    loss = ours(torch.randn(T, B, INPUTS))[0].square().sum()
+    (gradient,) = torch.autograd.grad(loss, ours.weight_hh_l0, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
+def test_torch_func_works_without_tape(path):
+    theirs, ours = twins(torch.float32)
+    ours.tape = None
+    x = torch.randn(T, B, INPUTS)
+
+    def gradients(layer):
+        parameters = dict(layer.named_parameters())
+        return torch.func.grad(lambda p: torch.func.functional_call(layer, p, (x,))[0].square().sum())(parameters)
+
+    torch.testing.assert_close(gradients(ours), gradients(theirs))
 
 
 def test_the_recurrence_passes_gradcheck():
@@ -146,13 +238,26 @@ def test_the_recurrence_passes_gradcheck():
         arguments[1].zero_()
 
     def recurrence(inputs, probe, *rest):
-        return _Recurrence.apply(inputs + probe, torch.zeros_like(probe), *rest)
+        return own.recur(inputs + probe, torch.zeros_like(probe), *rest)
 
     assert torch.autograd.gradcheck(recurrence, arguments)
 
 
 @pytest.mark.parametrize("state_given", [False, True])
-def test_under_bfloat16_autocast_results_are_close_to_torchs_and_taps_are_float32(state_given):
+def test_training_under_bfloat16_autocast_is_close_to_torchs(state_given, path):
+    theirs, ours = twins(torch.float32, num_layers=2)
+    ours.tape = None
+    x, state = torch.randn(T, B, INPUTS), initial_state(2, torch.float32) if state_given else None
+    with torch.autocast("cpu", torch.bfloat16):
+        mine, reference = run(ours, x, state), run(theirs, x, state)
+        carried = ours(x, (mine[0][1].detach(), mine[0][2].detach()))[0]  # in bfloat16
+    assert all(a.dtype == b.dtype for a, b in zip(mine[0], reference[0], strict=True))
+    assert_same(mine, reference, 0.05)
+    assert carried.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("state_given", [False, True])
+def test_under_bfloat16_autocast_results_are_close_to_torchs_and_taps_are_float32(state_given, path):
     theirs, ours = twins(torch.float32, num_layers=2)
     x, state = torch.randn(T, B, INPUTS), initial_state(2, torch.float32) if state_given else None
     with torch.autocast("cpu", torch.bfloat16):
@@ -167,7 +272,7 @@ def test_under_bfloat16_autocast_results_are_close_to_torchs_and_taps_are_float3
     assert ours.tape[-1].s.grad.dtype == torch.float32
 
 
-def test_a_bfloat16_model_has_float32_taps():
+def test_a_bfloat16_model_has_float32_taps(path):
     _, ours = twins(torch.bfloat16)
     output, _ = ours(torch.randn(T, B, INPUTS, dtype=torch.bfloat16))
     output.float().sum().backward()
@@ -221,7 +326,7 @@ def test_a_copy_has_maps_of_its_own_parameters_and_no_tape():
     torch.save(ours, io.BytesIO())
 
 
-def test_what_cannot_be_captured_is_refused_by_name_and_works_without_tape():
+def test_what_cannot_be_captured_is_refused_by_name_and_works_without_tape(path):
     for option in ({"bidirectional": True}, {"proj_size": 2}):
         layer = LSTM(INPUTS, H, **option)
         x = torch.randn(T, B, INPUTS)
@@ -242,8 +347,11 @@ def test_what_cannot_be_captured_is_refused_by_name_and_works_without_tape():
         layer(torch.randn(T, INPUTS))
 
 
-def test_wrong_shapes_raise_torchs_own_errors_on_tape():
+@pytest.mark.parametrize("taped", [True, False])
+def test_wrong_shapes_raise_torchs_own_errors(taped, path):
     _, ours = twins(torch.float32)
+    if not taped:
+        ours.tape = None
     with pytest.raises(RuntimeError, match="input_size"):
         ours(torch.randn(T, B, INPUTS + 1))
     with pytest.raises(RuntimeError, match="hidden"):
