@@ -30,6 +30,7 @@ from kfacrnn.nn.recurrence import (
     at_least_float32,
     forward_tensors,
     gate_splits,
+    never_compiled,
     previous_hidden,
     recurrent_weight_gradient,
     rounded_like,
@@ -217,6 +218,7 @@ class LayerNormLSTM(Capturable):
         options = ("num_layers", "bias", "batch_first", "dropout")
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *(f"{o}={getattr(self, o)}" for o in options)])
 
+    @never_compiled
     def forward(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]:
         """`input` is `[T, B, input_size]`, or `[B, T, input_size]` with `batch_first`; `hx` = (h_0, c_0), each
         `[layers, B, hidden_size]`, zero by default. Returns the last layer's h and (h_T, c_T) of all layers."""

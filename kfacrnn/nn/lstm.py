@@ -29,6 +29,7 @@ from kfacrnn.nn.recurrence import (
     TorchSteps,
     forward_tensors,
     gate_splits,
+    never_compiled,
     previous_hidden,
     recurrent_weight_gradient,
     rounded_like,
@@ -98,6 +99,7 @@ class LSTM(Capturable, nn.LSTM):
     captured pass, nor on the compiled recurrence: set KFACRNN_POINTWISE=torch, or use `torch.nn.LSTM`.
     """
 
+    @never_compiled
     def forward(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]:  # type: ignore[override]
         if self.tape is None and not self._is_compiled_for(input, hx):
             return super().forward(input, hx)
@@ -123,7 +125,7 @@ class LSTM(Capturable, nn.LSTM):
             return False
         if isinstance(input, PackedSequence) or input.dim() != 3 or not input.numel():
             return False
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if torch._C._are_functorch_transforms_active():
             return False
         autocast = torch.is_autocast_enabled("cpu")
         product = torch.get_autocast_dtype("cpu") if autocast else torch.float32

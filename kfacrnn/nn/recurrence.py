@@ -6,8 +6,10 @@ A recurrence runs one GEMM per step and, between two of them, the point-wise par
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,9 +20,23 @@ from kfacrnn.nn import pointwise
 
 aten = torch.ops.aten
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 State = tuple[Tensor, Tensor]
 Tensors = dict[str, Any]  # by the names in `Steps`
 Layer = Callable[[Tensor, Tensor, Tensor], State]  # (x [T, B, in], h_0, c_0) → (h [T, B, hidden], c_T)
+
+
+def never_compiled(function: Function) -> Function:
+    """`torch.compiler.disable`, but without the two seconds of importing Dynamo where nothing is compiled."""
+    disabled: list[Callable[..., Any]] = []
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not disabled and "torch._dynamo" in sys.modules:
+            disabled.append(torch.compiler.disable(function))
+        return disabled[0](*args, **kwargs) if disabled else function(*args, **kwargs)
+
+    return cast(Function, call)
 
 
 def gate_splits(hidden_size: int) -> dict[str, int]:

@@ -356,3 +356,15 @@ def test_wrong_shapes_raise_torchs_own_errors(taped, path):
         ours(torch.randn(T, B, INPUTS + 1))
     with pytest.raises(RuntimeError, match="hidden"):
         ours(torch.randn(T, B, INPUTS), (torch.zeros(1, B, H + 1), torch.zeros(1, B, H)))
+
+
+def test_a_compiled_model_gives_the_same_results_without_complaint(path, recwarn):
+    _, ours = twins(torch.float32)
+    ours.tape = None
+    model = nn.Sequential(nn.Linear(INPUTS, INPUTS), ours)
+    x = torch.randn(T, B, INPUTS)
+    expected = model(x)[0]
+    found = torch.compile(model, backend="eager")(x)[0]
+    torch.testing.assert_close(found, expected)
+    assert uses_own_recurrence(found) == (path == "compiled")
+    assert not [warning for warning in recwarn if "Dynamo" in str(warning.message)]
