@@ -53,6 +53,8 @@ class CompiledSteps:
         self._tensors = given  # keeps the memory
         self._steps = ctypes.byref(_Steps(**sizes, **{name: tensor.data_ptr() for name, tensor in given.items()}))
         self._advance, self._retreat = library.advance, library.retreat
+        for function in (self._advance, self._retreat):
+            function.argtypes, function.restype = (ctypes.c_void_p, ctypes.c_int64), None
 
     def advance(self, t: int) -> None:
         self._advance(self._steps, t)
@@ -67,6 +69,11 @@ def status() -> str:
     return f"plain torch: {reason}" if library is None else "compiled"
 
 
+def compiled(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL | None:
+    """The library made of another C source of this package, on the same terms as that of `library_for`."""
+    return _decide(source, flags)[0]
+
+
 def library_for(state: torch.dtype, product: torch.dtype, device: torch.device) -> ctypes.CDLL | None:
     """The compiled kernel, if there is one and it can do this. Raises RuntimeError if it is missing though
     KFACRNN_POINTWISE=compiled."""
@@ -75,14 +82,14 @@ def library_for(state: torch.dtype, product: torch.dtype, device: torch.device) 
 
 
 @functools.cache
-def _decide() -> tuple[ctypes.CDLL | None, str]:
+def _decide(source: Path = SOURCE, flags: tuple[str, ...] = FLAGS) -> tuple[ctypes.CDLL | None, str]:
     wish = os.environ.get("KFACRNN_POINTWISE") or "auto"
     if wish not in ("auto", "torch", "compiled"):
         raise RuntimeError(f"KFACRNN_POINTWISE={wish} must be torch or compiled")
     if wish == "torch":
         return None, "KFACRNN_POINTWISE=torch"
     try:
-        return _load(), ""
+        return _load(source, flags), ""
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
         reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
     if wish == "compiled":
@@ -90,22 +97,19 @@ def _decide() -> tuple[ctypes.CDLL | None, str]:
     return None, reason
 
 
-def _load() -> ctypes.CDLL:
+def _load(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
     if sys.platform != "linux":
         raise RuntimeError(f"not tried on {sys.platform}")
     compiler = _compiler()
     version = _run([compiler, "--version"])
     # gcc's threads are those of the libgomp that torch has loaded; clang would bring a second OpenMP.
-    flags = (*FLAGS, "-fopenmp-simd" if "clang" in version else "-fopenmp")
-    key = "\n".join([SOURCE.read_text("utf-8"), *flags, version, _processor_features()])
-    name = f"pointwise-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    flags = (*flags, "-fopenmp-simd" if "clang" in version else "-fopenmp")
+    key = "\n".join([source.read_text("utf-8"), *flags, version, _processor_features()])
+    name = f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kfacrnn"
     if not (cache / name).exists():
-        _build(compiler, flags, cache, name)
-    library = ctypes.CDLL(str(cache / name))
-    for function in (library.advance, library.retreat):
-        function.argtypes, function.restype = (ctypes.c_void_p, ctypes.c_int64), None
-    return library
+        _build([compiler, *flags], source, cache, name)
+    return ctypes.CDLL(str(cache / name))
 
 
 def _compiler() -> str:
@@ -115,14 +119,14 @@ def _compiler() -> str:
     raise RuntimeError("no C compiler found")
 
 
-def _build(compiler: str, flags: tuple[str, ...], cache: Path, name: str) -> None:
+def _build(command: list[str], source: Path, cache: Path, name: str) -> None:
     """Atomic, so that several processes may build at once."""
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=cache) as folder:
-        compiled, linked = f"{folder}/pointwise.o", f"{folder}/{name}"
-        _run([compiler, *flags, "-c", str(SOURCE), "-o", compiled])
+        compiled, linked = f"{folder}/{source.stem}.o", f"{folder}/{name}"
+        _run([*command, "-c", str(source), "-o", compiled])
         # Linked without libgomp, whose functions are found in the one that torch has loaded, whatever its file name.
-        _run([compiler, "-shared", "-nostdlib", compiled, "-o", linked])
+        _run([command[0], "-shared", "-nostdlib", compiled, "-lm", "-o", linked])
         Path(linked).replace(cache / name)
 
 

@@ -9,12 +9,21 @@ import pytest
 import torch
 
 from kfacrnn.kfac.capture import Tape
-from kfacrnn.nn import DNC
+from kfacrnn.nn import DNC, dnc, pointwise
 from kfacrnn.nn.dnc import content_weights
 
 EPSILON = 1e-6
 TOLERANCE = 1e-9
 MAPS = ("controller", "interface", "output")
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def steps(request, monkeypatch):
+    """Either way to compute the steps."""
+    if request.param == "torch":
+        monkeypatch.setattr(dnc, "library_for", lambda *_: None)
+    elif dnc.library_for(torch.float64, torch.device("cpu")) is None:
+        pytest.skip(pointwise.status())
 
 
 def softmax(scores):
@@ -185,6 +194,7 @@ CONFIGURATIONS = {
 }
 
 
+@pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize("options", CONFIGURATIONS.values(), ids=CONFIGURATIONS.keys())
 def test_outputs_and_gradients_equal_the_case_by_case_evaluation(options):
     model, x, weights = make(**options)
@@ -200,6 +210,7 @@ def test_outputs_and_gradients_equal_the_case_by_case_evaluation(options):
 def test_the_clamped_configuration_clamps_some_of_the_hidden_states_cells_and_logits(monkeypatch):
     model, x, _ = make(**CLAMPS_ACTIVE)
     states, step = [], model.step
+    monkeypatch.setattr(dnc, "library_for", lambda *_: None)
     monkeypatch.setattr(model, "step", lambda *arguments: states.append(step(*arguments)) or states[-1])
     logits = model(x)
     hidden, cell = torch.stack([state.hidden for state in states]), torch.stack([state.cell for state in states])
@@ -208,6 +219,7 @@ def test_the_clamped_configuration_clamps_some_of_the_hidden_states_cells_and_lo
         assert 0.05 < clamped.double().mean() < 0.95
 
 
+@pytest.mark.usefixtures("steps")
 def test_no_gradient_flows_through_the_past_write_weights_into_the_usage():
     model, x, weights = make()
     with_flow = Reference(model, past_writes_are_constant=False)
@@ -246,6 +258,7 @@ def test_the_first_write_by_allocation_alone_goes_to_the_first_slot():
     torch.testing.assert_close(state.write_weights, expected, atol=2e-6, rtol=0)
 
 
+@pytest.mark.usefixtures("steps")
 def test_float32_stays_finite_when_gates_and_strengths_saturate():
     torch.manual_seed(0)
     model = DNC(6, 5)
@@ -258,6 +271,7 @@ def test_float32_stays_finite_when_gates_and_strengths_saturate():
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
 
+@pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize("options", [{}, {"write_heads": 2}, CLAMPS_ACTIVE], ids=str)
 def test_captured_inputs_and_preactivation_gradients_equal_brute_force(options):
     model, x, weights = make(**options)
@@ -276,6 +290,7 @@ def test_captured_inputs_and_preactivation_gradients_equal_brute_force(options):
             assert not tap.a.requires_grad
 
 
+@pytest.mark.usefixtures("steps")
 def test_weight_and_bias_gradients_are_sums_of_captured_products_over_time():
     model, x, weights = make(write_heads=2)
     model.tape = Tape()
@@ -288,6 +303,7 @@ def test_weight_and_bias_gradients_are_sums_of_captured_products_over_time():
         assert relative_error(g.sum((0, 1)), expected[f"{tap.map.name}_bias"]) < TOLERANCE
 
 
+@pytest.mark.usefixtures("steps")
 def test_recording_changes_neither_logits_nor_gradients():
     model, x, weights = make()
     plain = model(x)
@@ -324,6 +340,7 @@ def test_initial_weights_are_normal_cut_off_at_two_standard_deviations_of_their_
         assert not bias.any()
 
 
+@pytest.mark.usefixtures("steps")
 def test_autocast_does_not_lower_the_precision():
     torch.manual_seed(0)
     model, x = DNC(6, 5), torch.randn(4, 2, 6)
