@@ -117,7 +117,45 @@ static inline void scale(int64_t n, real factor, const real *x, real *y)
     for (int64_t i = 0; i < n; i++) y[i] = factor * x[i];
 }
 
-static inline real sigmoid(real x) { return 1 / (1 + exp(-x)); }
+/* exp(x) - less, less being 0 or 1, of x in a range in which that is a normal number; other x count as its ends. As
+   exp and expm1 but, unlike them, done for several x at once: x = n ln 2 + r, then Taylor's series in r. */
+static inline real exponential(real x, real less)
+{
+    static const double inverse_factorials[] = {
+        1.0,         1.0,          1.0 / 2,       1.0 / 6,        1.0 / 24,        1.0 / 120,       1.0 / 720,
+        1.0 / 5040,  1.0 / 40320,  1.0 / 362880,  1.0 / 3628800,  1.0 / 39916800,  1.0 / 479001600, 1.0 / 6227020800,
+    };
+    const int is_float = sizeof(real) == sizeof(float);
+    const real largest = is_float ? 87 : 708;
+    const real rounding = is_float ? 12582912.0 : 6755399441055744.0; /* 1.5 * 2^23 or 2^52 leaves n in the low bits */
+    const real ln2 = is_float ? 0.693359375 : 0.693147180369123816490; /* short of bits, so that n * ln2 is exact */
+    const real ln2_rest = is_float ? -2.12194440e-4 : 1.90821492927058770002e-10;
+    x = x < -largest ? -largest : x > largest ? largest : x; /* lets NaN through */
+    const real shifted = x * (real)1.44269504088896340736 + rounding, n = shifted - rounding;
+    const real r = (x - n * ln2) - n * ln2_rest;
+    real series = inverse_factorials[is_float ? 7 : 13], power;
+    for (int k = is_float ? 6 : 12; k > 0; k--) series = series * r + (real)inverse_factorials[k];
+    if (is_float) {
+        uint32_t bits;
+        memcpy(&bits, &shifted, sizeof power);
+        bits = (bits << 23) + 0x3f800000u;
+        memcpy(&power, &bits, sizeof power);
+    } else {
+        uint64_t bits;
+        memcpy(&bits, &shifted, sizeof power);
+        bits = (bits << 52) + 0x3ff0000000000000u;
+        memcpy(&power, &bits, sizeof power);
+    }
+    return power * (series * r) + (power - less);
+}
+
+static inline real sigmoid(real x) { return 1 / (1 + exponential(-x, 0)); }
+
+static inline real hyperbolic_tangent(real x)
+{
+    const real e = exponential(2 * x, 1);
+    return e / (e + 2);
+}
 
 static inline real softplus(real x) { return x > 20 ? x : log1p(exp(x)); } /* as torch */
 
@@ -125,7 +163,11 @@ static void softmax(int64_t n, real *x)
 {
     real largest = x[0], sum = 0;
     for (int64_t i = 1; i < n; i++) largest = x[i] > largest ? x[i] : largest;
-    for (int64_t i = 0; i < n; i++) sum += x[i] = exp(x[i] - largest);
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) {
+        x[i] = exponential(x[i] - largest, 0);
+        sum += x[i];
+    }
     scale(n, 1 / sum, x, x);
 }
 
@@ -138,10 +180,13 @@ void controller_forward(const Sizes *z, double limit, const real *previous_cell,
     const real clip = limit;
 #pragma omp parallel for num_threads(z->threads) if (z->cases > 1)
     for (int64_t b = 0; b < z->cases; b++)
-        for (int64_t j = 0, at = b * H; j < H; j++, at++) {
+#pragma omp simd
+        for (int64_t j = 0; j < H; j++) {
+            const int64_t at = b * H + j;
             real *gate = gates + b * 4 * H + j;
-            const real i = sigmoid(gate[0]), f = sigmoid(gate[H]), g = tanh(gate[2 * H]), o = sigmoid(gate[3 * H]);
-            const real c = f * previous_cell[at] + i * g, t = tanh(c), h = o * t;
+            const real i = sigmoid(gate[0]), f = sigmoid(gate[H]), o = sigmoid(gate[3 * H]);
+            const real g = hyperbolic_tangent(gate[2 * H]), c = f * previous_cell[at] + i * g;
+            const real t = hyperbolic_tangent(c), h = o * t;
             gate[0] = i, gate[H] = f, gate[2 * H] = g, gate[3 * H] = o;
             tanh_cell[at] = t;
             cell[at] = c < -clip ? -clip : c > clip ? clip : c;
@@ -157,7 +202,9 @@ void controller_backward(const Sizes *z, double limit, const real *previous_cell
     const real clip = limit;
 #pragma omp parallel for num_threads(z->threads) if (z->cases > 1)
     for (int64_t b = 0; b < z->cases; b++)
-        for (int64_t j = 0, at = b * H; j < H; j++, at++) {
+#pragma omp simd
+        for (int64_t j = 0; j < H; j++) {
+            const int64_t at = b * H + j;
             const real *gate = gates + b * 4 * H + j;
             const real i = gate[0], f = gate[H], g = gate[2 * H], o = gate[3 * H], t = tanh_cell[at];
             const real dh = fabs(o * t) < clip ? d_hidden[b * stride + j] : 0;
@@ -219,7 +266,9 @@ static void interface_forward(const Sizes *z, const real *preactivations, Interf
 {
     const int64_t K = z->write_heads;
     memcpy(y.write_vectors, preactivations, (y.end - y.write_vectors) * sizeof(real));
-    for (real *x = y.erase_vectors; x < y.read_mode; x++) *x = sigmoid(*x);
+    const int64_t sigmoids = y.read_mode - y.erase_vectors;
+#pragma omp simd
+    for (int64_t i = 0; i < sigmoids; i++) y.erase_vectors[i] = sigmoid(y.erase_vectors[i]);
     for (real *x = y.read_mode; x < y.write_keys; x += 1 + 2 * K) softmax(1 + 2 * K, x);
     for (real *x = y.write_strengths; x < y.read_keys; x++) *x = softplus(*x);
     for (real *x = y.read_strengths; x < y.end; x++) *x = softplus(*x);

@@ -9,6 +9,7 @@ as many again backward. The gradient is exact, derived by hand, and cannot be di
 from __future__ import annotations
 
 import ctypes
+import platform
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,8 @@ from torch.autograd.function import once_differentiable
 from kfacrnn.nn import pointwise
 
 SOURCE = Path(__file__).with_name("dnc.c")
-# No -march: vectors of 16 numbers, the usual word size, would be slower. No fast-math, as in pointwise.py.
-FLAGS = ("-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+# Longer vectors than a usual word of 16 numbers fills would be slower.
+FLAGS = (*pointwise.FLAGS, *(("-mprefer-vector-width=256",) if platform.machine() == "x86_64" else ()))
 REALS = {torch.float32: "float", torch.float64: "double"}
 
 
