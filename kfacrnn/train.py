@@ -24,6 +24,7 @@ from kfacrnn import discovery, provenance
 from kfacrnn.clock import Ledger
 from kfacrnn.config import Run
 from kfacrnn.errors import UserError
+from kfacrnn.memory import keep_freed_memory
 from kfacrnn.progress import Progress
 from kfacrnn.store import FINISHED, SCHEMA_VERSION, RunFolder, Store, write_atomic, write_json
 from kfacrnn.track import Mirror, open_mirror
@@ -62,6 +63,7 @@ class Session:
         self.tokens = 0
         self.device = _device(run.device)
         torch.set_num_threads(run.threads)
+        keep_freed_memory()
         synchronise = torch.cuda.synchronize if self.device.type == "cuda" else lambda: None
         self.ledger = Ledger(synchronise)
         build_task = discovery.load("tasks", run.task.name).build

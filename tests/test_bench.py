@@ -271,7 +271,6 @@ def test_lstm_compares_the_layers_with_torch(tmp_path: Path) -> None:
     rows = content(tmp_path / "lstm-fp32.json")["rows"]
     assert [row["layer"] for row in rows] == [
         "torch.nn.LSTM",
-        "kfacrnn.nn.LSTM",
         "kfacrnn.nn.LSTM, captured",
         "kfacrnn.nn.LayerNormLSTM",
         "kfacrnn.nn.LayerNormLSTM, captured",

@@ -1,9 +1,9 @@
 """`torch.nn.LSTM` whose pre-activation gradients can be had cheaply.
 
 A recurrence with a hand-written backward: one GEMM for the inputs of all steps, one small GEMM per step, and the
-gradients g_t of all steps and gates in one `[T, B, 4·hidden]` buffer. It runs while a tape is set, and for training in
-general where its point-wise part is compiled (`kfacrnn.nn.pointwise`) and so the faster one; otherwise torch's fused
-kernel runs. Knows nothing of Fisher blocks.
+gradients g_t of all steps and gates in one `[T, B, 4·hidden]` buffer. It runs while a tape is set, its point-wise part
+compiled where that can be had (`kfacrnn.nn.pointwise`); otherwise torch's fused kernel does. Knows nothing of Fisher
+blocks.
 
     a_t = [x_t; h_{t−1}]     s_t = [W_ih | W_hh] a_t + b_ih + b_hh, in torch's gate order i, f, g, o
     c_t = σ(f) c_{t−1} + σ(i) tanh(g)     h_t = σ(o) tanh(c_t)
@@ -21,7 +21,6 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from kfacrnn.kfac.capture import LinearMap, Tape
-from kfacrnn.nn import pointwise
 from kfacrnn.nn.capturable import Capturable
 from kfacrnn.nn.recurrence import (
     Postponed,
@@ -43,16 +42,16 @@ from kfacrnn.nn.recurrence import (
 class _Recurrence(torch.autograd.Function):
     """`(inputs [T, B, 4H], probe, W_hh, h_0, c_0, …) → (h [T, B, H], c_T)` with s_t = inputs_t + W_hh h_{t−1}.
 
-    `probe`, which may be None, stands for zeros added to s_t; its gradient, and that of `inputs`, is g_t. Products are
-    taken in the dtype of `W_hh` and `h_0`, everything else in that of `inputs`, whose memory is taken over: the caller
-    must have no further use for its values. The gradient of `W_hh` goes through `postponed` and its probe.
+    `probe` stands for zeros added to s_t; its gradient, and that of `inputs`, is g_t. Products are taken in the
+    dtype of `W_hh` and `h_0`, everything else in that of `inputs`, whose memory is taken over: the caller must have no
+    further use for its values. The gradient of `W_hh` goes through `postponed` and its probe.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         inputs: Tensor,
-        probe: Tensor | None,
+        probe: Tensor,
         weight_hh: Tensor,
         h0: Tensor,
         c0: Tensor,
@@ -71,20 +70,17 @@ class _Recurrence(torch.autograd.Function):
         weight_hh, h0, *saved = ctx.saved_tensors
         of = dict(zip(ctx.names, saved, strict=True))
         gates, output = of["gates"], of["output"].detach()  # else output would hold on to its own graph
-        rounded, taped = rounded_like(gates, h0.dtype), ctx.needs_input_grad[1]
-        if rounded is gates:
-            rounded = d_gates = torch.empty_like(gates)
-        else:  # one step's memory will do if nobody wants them unrounded
-            d_gates = torch.empty_like(gates) if taped else torch.empty_like(gates[:1]).expand_as(gates)
+        d_gates = torch.empty_like(gates)
+        rounded = rounded_like(d_gates, h0.dtype)
         of |= {"d_output": d_output.contiguous(), "d_gates": d_gates, "rounded": rounded}
         of |= {"d_cell": d_cell.clone(memory_format=torch.contiguous_format)}
         dh0 = run_backward(TorchSteps, of, weight_hh, h0)
         ctx.postponed.compute = lambda: (recurrent_weight_gradient(rounded, h0, output),)
         d_inputs = d_gates if ctx.dtype == d_gates.dtype else rounded
-        return d_inputs, d_gates if taped else None, None, dh0, of["d_cell"], None, h0.new_zeros(())
+        return d_inputs, d_gates, None, dh0, of["d_cell"], None, h0.new_zeros(())
 
 
-def recur(inputs: Tensor, probe: Tensor | None, weight_hh: Tensor, h0: Tensor, c0: Tensor) -> State:
+def recur(inputs: Tensor, probe: Tensor, weight_hh: Tensor, h0: Tensor, c0: Tensor) -> State:
     """See `_Recurrence`; products in the dtype of `h0`."""
     postponed = Postponed()
     weight = weight_hh.detach().to(h0.dtype)
@@ -95,13 +91,13 @@ class LSTM(Capturable, nn.LSTM):
     """`torch.nn.LSTM` with the same arguments, `state_dict` and results, whose maps can be captured.
 
     One `LinearMap` per layer, named `l0`, `l1`, …, split into the gates i, f, g, o. `bidirectional`, `proj_size`,
-    PackedSequence and unbatched input work as in torch but cannot be captured: ValueError. No second derivatives in a
-    captured pass, nor on the compiled recurrence: set KFACRNN_POINTWISE=torch, or use `torch.nn.LSTM`.
+    PackedSequence and unbatched input work as in torch but cannot be captured: ValueError. A captured pass has no
+    second derivatives.
     """
 
     @never_compiled
     def forward(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]:  # type: ignore[override]
-        if self.tape is None and not self._is_compiled_for(input, hx):
+        if self.tape is None:
             return super().forward(input, hx)
         if isinstance(input, PackedSequence):
             raise ValueError(
@@ -110,7 +106,7 @@ class LSTM(Capturable, nn.LSTM):
             )
         if input.dim() == 2:
             raise ValueError("kfacrnn.nn.LSTM cannot be captured on unbatched input: pass [T, 1, input_size]")
-        layers = [partial(_layer, map, self.tape) for map in cast(tuple[LinearMap, ...], self.maps())]
+        layers = [partial(_captured_layer, map, self.tape) for map in cast(tuple[LinearMap, ...], self.maps())]
         x = input.transpose(0, 1) if self.batch_first else input
         if hx is None:
             zeros = x.new_zeros(self.num_layers, x.shape[1], self.hidden_size)
@@ -118,23 +114,6 @@ class LSTM(Capturable, nn.LSTM):
         self.check_forward_args(input, hx, None)
         output, state = run_stack(layers, x, hx, self.dropout if self.training else 0.0)
         return output.transpose(0, 1) if self.batch_first else output, state
-
-    def _is_compiled_for(self, input: Tensor | PackedSequence, hx: State | None) -> bool:
-        """Whether a pass without tape can run on the compiled recurrence. Without gradients torch's is as fast."""
-        if self.bidirectional or self.proj_size or not torch.is_grad_enabled():
-            return False
-        if isinstance(input, PackedSequence) or input.dim() != 3 or not input.numel():
-            return False
-        if torch._C._are_functorch_transforms_active():
-            return False
-        autocast = torch.is_autocast_enabled("cpu")
-        product = torch.get_autocast_dtype("cpu") if autocast else torch.float32
-        allowed = {(input.device, torch.float32), (input.device, product)}
-        if not all((x.device, x.dtype) in allowed for x in (input, *(hx or ()))):
-            return False
-        if not all((p.device, p.dtype) == (input.device, torch.float32) for p in self.parameters()):
-            return False
-        return pointwise.library_for(torch.float32, product, input.device) is not None
 
     def _build_maps(self) -> tuple[LinearMap, ...]:
         if self.bidirectional:
@@ -149,15 +128,14 @@ class LSTM(Capturable, nn.LSTM):
         )
 
 
-def _layer(map: LinearMap, tape: Tape | None, x: Tensor, h0: Tensor, c0: Tensor) -> State:
+def _captured_layer(map: LinearMap, tape: Tape, x: Tensor, h0: Tensor, c0: Tensor) -> State:
     weight_ih, weight_hh = map.weights
     if x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type):
         weight_ih = weight_ih.t().contiguous().t()  # so that torch takes its gradient as x.t() @ ds, see above
     projected = F.linear(x, weight_ih, map.biases[0] + map.biases[1] if map.biases else None)
     state = torch.promote_types(projected.dtype, torch.float32)
-    probe = None if tape is None else zero_leaf(projected, state)
+    probe = zero_leaf(projected, state)
     output, c = recur(projected, probe, weight_hh, h0.to(projected.dtype), c0.to(state))
-    if tape is not None:
-        with torch.no_grad():
-            tape.record(map, torch.cat([x, previous_hidden(h0, output)], -1), cast(Tensor, probe))
+    with torch.no_grad():
+        tape.record(map, torch.cat([x, previous_hidden(h0, output)], -1), probe)
     return output, c
