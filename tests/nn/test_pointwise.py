@@ -169,9 +169,13 @@ def test_the_environment_forces_either_path(undecided, tmp_path):
 FRESH = """
 import pathlib, torch
 from kfacrnn import nn
+from kfacrnn.kfac.capture import Tape
 from kfacrnn.nn import pointwise
+layer = nn.LSTM(3, 4)
+layer(torch.zeros(2, 2, 3))
 decided = pointwise._decide.cache_info().currsize
-nn.LSTM(3, 4)(torch.zeros(2, 2, 3))
+layer.tape = Tape()
+layer(torch.zeros(2, 2, 3))
 maps = pathlib.Path("/proc/self/maps").read_text().splitlines()
 openmp = {line.split()[-1] for line in maps if "libgomp" in line or "libomp" in line}
 print(decided, pointwise._decide.cache_info().currsize, pointwise.status(), len(openmp))
@@ -179,7 +183,6 @@ print(decided, pointwise._decide.cache_info().currsize, pointwise.status(), len(
 
 
 def test_processes_may_build_at_once_when_first_needed_and_have_one_openmp(library, tmp_path):
-
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen([sys.executable, "-c", FRESH], env=environment, stdout=subprocess.PIPE, text=True)
