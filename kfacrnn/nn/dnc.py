@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from kfacrnn.kfac.capture import LinearMap
 from kfacrnn.nn.capturable import Capturable
-from kfacrnn.nn.dnc_kernel import Kernel, library_for
+from kfacrnn.nn.dnc_kernel import Kernel, kernel_for
 
 EPSILON = 1e-6
 
@@ -131,7 +131,7 @@ class DNC(Capturable):
         controller_drive = F.linear(x, from_input, self.controller_bias + self.forget_shift)
         interface_drive = self.interface_bias.expand(*x.shape[:2], -1)
         drives, weights = (controller_drive, interface_drive), (from_state, self.interface_weight)
-        library = library_for(x.dtype, x.device)
+        library = kernel_for(x.dtype, x.device)
         if library is None:
             rh = self._steps(drives, weights)
         else:

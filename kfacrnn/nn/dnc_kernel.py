@@ -33,7 +33,7 @@ class _Sizes(ctypes.Structure):
     )
 
 
-def library_for(dtype: torch.dtype, device: torch.device) -> ctypes.CDLL | None:
+def kernel_for(dtype: torch.dtype, device: torch.device) -> ctypes.CDLL | None:
     """`dnc.c` for tensors of this kind, if they are float32 or float64 on a CPU and there is a C compiler. None inside
     torch.compile, which cannot look into it."""
     if device.type != "cpu" or dtype not in REALS or torch.compiler.is_compiling():
@@ -61,7 +61,7 @@ def _declare(library: ctypes.CDLL) -> None:
 class Kernel(NamedTuple):
     """`dnc.c` for a dtype, and the sizes of a model."""
 
-    library: ctypes.CDLL
+    code: ctypes.CDLL
     hidden: int
     slots: int
     word: int
@@ -114,7 +114,7 @@ class _Recurrence(torch.autograd.Function):
     def forward(ctx: Any, kernel: Kernel, rh: Tensor, *drives_and_weights: Tensor) -> Tensor:
         """Fills and returns `rh`, whose first row is the start."""
         controller_drive, interface_drive, controller_weight, interface_weight = drives_and_weights
-        (T, B), H, lib, sizes = controller_drive.shape[:2], kernel.hidden, kernel.library, kernel.sizes(rh.shape[1])
+        (T, B), H, lib, sizes = controller_drive.shape[:2], kernel.hidden, kernel.code, kernel.sizes(rh.shape[1])
         kept = T if any(ctx.needs_input_grad) else 1  # steps to be remembered
         gates, tanh_cells = rh.new_empty(kept, B, 4 * H), rh.new_empty(kept, B, H)
         cells, records = rh.new_empty(kept + 1, B, H), rh.new_empty(kept + 1, B, lib.record_size(sizes))
@@ -152,7 +152,7 @@ class _Recurrence(torch.autograd.Function):
     def backward(ctx: Any, rh_gradient: Tensor) -> tuple[Tensor | None, ...]:
         controller_weight, interface_weight, gates, cells, tanh_cells, records = ctx.saved_tensors
         kernel, (T, B, H) = ctx.kernel, tanh_cells.shape
-        lib, sizes = kernel.library, kernel.sizes(B)
+        lib, sizes = kernel.code, kernel.sizes(B)
         controller_g, interface_g = torch.empty_like(gates), gates.new_empty(T, B, interface_weight.shape[0])
         cell_gradient, record_gradient = torch.zeros_like(cells[0]), torch.zeros_like(records[0])
         gradient = rh_gradient[T].clone(memory_format=torch.contiguous_format)  # of rh[t], from all later steps

@@ -6,8 +6,8 @@
  * Rows are cases; gates stand in the order i, f, g, o. Everything is float32 but the pointers to void, which are bfloat16
  * when `narrow`. No fast-math: NaN and infinity go where arithmetic takes them. */
 
-#include <stdint.h>
-#include <string.h>
+#define real float
+#include "exponential.h"
 
 #define INLINE static inline __attribute__((always_inline))
 #define SIMD _Pragma("omp simd")
@@ -15,7 +15,7 @@
 #define SMALL 8192 /* elements; below, waking threads costs more than they save */
 
 typedef struct {
-    int64_t steps, cases, hidden, threads, narrow, d_stride; /* d_stride: from d_gates_t to d_gates_{t+1} */
+    int64_t steps, cases, hidden, threads, narrow;
     void *inputs;                                 /* [T, B, 4H], bfloat16; if absent, gates hold them */
     float *gates, *cells, *squashed;              /* [T, B, 4H], [T + 1, B, H], [T, B, H]: tanh(c_t) or tanh(LN(c_t)) */
     void *output, *product;                       /* [T, B, H]; forward [B, 4H], backward [B, H] */
@@ -38,28 +38,6 @@ INLINE void store(void *p, int64_t j, float x, int narrow) {
     uint32_t nearest_even = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     if (narrow) ((uint16_t *)p)[j] = (uint16_t)(x == x ? nearest_even : 0x7fc0);
     else ((float *)p)[j] = x;
-}
-
-/* exp(x) − 1 for x in [−87, 88], to about 1e-7 of itself: x = n ln 2 + r, then Taylor's series in r. */
-INLINE float exp_minus_1(float x) {
-    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x; /* lets NaN through */
-    float shifted = x * 1.44269504f + 12582912.0f;   /* 1.5 × 2^23: rounds, and leaves n in the low bits */
-    float n = shifted - 12582912.0f;
-    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = r * (1 / 5040.0f) + 1 / 720.0f;
-    p = p * r + 1 / 120.0f;
-    p = p * r + 1 / 24.0f;
-    p = p * r + 1 / 6.0f;
-    p = p * r + 0.5f;
-    p = p * r * r + r;
-    float power = from_bits((to_bits(shifted) << 23) + 0x3f800000u);
-    return power * p + (power - 1.0f);
-}
-
-INLINE float sigmoid(float x) { return 1.0f / (2.0f + exp_minus_1(-x)); }
-INLINE float tanh_(float x) {
-    float e = exp_minus_1(2.0f * x);
-    return e / (e + 2.0f);
 }
 
 INLINE void moments(const float *restrict z, int64_t n, float *mean, float *scale) {
@@ -103,7 +81,7 @@ INLINE void advance_row(const Steps *p, int64_t t, int64_t b, int narrow) {
     } else
         SIMD for (int64_t j = 0; j < 4 * H; j++) s[j] += load(p->product, b * 4 * H + j, narrow);
     SIMD for (int64_t j = 0; j < H; j++) {
-        float i = sigmoid(s[j]), f = sigmoid(s[H + j]), g = tanh_(s[2 * H + j]), o = sigmoid(s[3 * H + j]);
+        float i = sigmoid(s[j]), f = sigmoid(s[H + j]), g = hyperbolic_tangent(s[2 * H + j]), o = sigmoid(s[3 * H + j]);
         s[j] = i, s[H + j] = f, s[2 * H + j] = g, s[3 * H + j] = o;
         y[j] = c[j] = f * c_previous[j] + i * g;
     }
@@ -116,7 +94,7 @@ INLINE void advance_row(const Steps *p, int64_t t, int64_t b, int narrow) {
         if (bias) SIMD for (int64_t j = 0; j < H; j++) y[j] += bias[j];
     }
     SIMD for (int64_t j = 0; j < H; j++) {
-        y[j] = tanh_(y[j]);
+        y[j] = hyperbolic_tangent(y[j]);
         store(p->output, row * H + j, s[3 * H + j] * y[j], narrow);
     }
 }
@@ -125,7 +103,7 @@ INLINE void retreat_row(const Steps *p, int64_t t, int64_t b, int narrow) {
     const int64_t H = p->hidden, row = t * p->cases + b, rows = p->steps * p->cases;
     const float *restrict s = p->gates + row * 4 * H, *restrict y = p->squashed + row * H;
     const float *restrict c_previous = p->cells + row * H;
-    float *restrict ds = p->d_gates + t * p->d_stride + b * 4 * H, *restrict dc = p->d_cell + b * H;
+    float *restrict ds = p->d_gates + row * 4 * H, *restrict dc = p->d_cell + b * H;
     float *dn = p->norms ? p->d_normed + row * H : dc;
     SIMD for (int64_t j = 0; j < H; j++) {
         float o = s[3 * H + j], dh = load(p->d_output, row * H + j, narrow) + load(p->product, b * H + j, narrow);

@@ -25,7 +25,7 @@ SOURCE = Path(__file__).with_name("pointwise.c")
 COMPILERS = ("cc", "gcc", "clang")
 # Not fast-math: runs that explode must show NaN and infinity.
 FLAGS = ("-O3", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
-SIZES = ("steps", "cases", "hidden", "threads", "narrow", "d_stride")
+SIZES = ("steps", "cases", "hidden", "threads", "narrow")
 POINTERS = (
     *("inputs", "gates", "cells", "squashed", "output", "product", "d_output", "rounded", "d_gates", "d_cell"),
     *("recurrent", "norms", "gain_hh", "gain_c", "bias_c", "d_recurrent", "d_normed"),
@@ -42,14 +42,13 @@ class CompiledSteps:
     """Steps t of one recurrence, forward (`advance`) or backward (`retreat`), on CPU tensors named as in pointwise.c.
 
     All must be contiguous and float32, but `output`, `product`, `d_output` and `rounded` may be bfloat16 together,
-    `inputs` always is, and `d_gates` may have the same memory for all steps.
+    and `inputs` always is.
     """
 
     def __init__(self, library: ctypes.CDLL, of: dict[str, Tensor | None]):
         given = {name: tensor for name, tensor in of.items() if tensor is not None}
         squashed, narrow = given["squashed"], given["product"].dtype == torch.bfloat16
-        d_stride = given["d_gates"].stride(0) if "d_gates" in given else 0
-        sizes = dict(zip(SIZES, (*squashed.shape, torch.get_num_threads(), narrow, d_stride), strict=True))
+        sizes = dict(zip(SIZES, (*squashed.shape, torch.get_num_threads(), narrow), strict=True))
         self._tensors = given  # keeps the memory
         self._steps = ctypes.byref(_Steps(**sizes, **{name: tensor.data_ptr() for name, tensor in given.items()}))
         self._advance, self._retreat = library.advance, library.retreat
@@ -70,11 +69,11 @@ def status() -> str:
 
 
 def compiled(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL | None:
-    """The library made of another C source of this package, on the same terms as that of `library_for`."""
+    """The library made of another C source of this package, on the same terms as that of `kernel_for`."""
     return _decide(source, flags)[0]
 
 
-def library_for(state: torch.dtype, product: torch.dtype, device: torch.device) -> ctypes.CDLL | None:
+def kernel_for(state: torch.dtype, product: torch.dtype, device: torch.device) -> ctypes.CDLL | None:
     """The compiled kernel, if there is one and it can do this. Raises RuntimeError if it is missing though
     KFACRNN_POINTWISE=compiled."""
     fits = device.type == "cpu" and state == torch.float32 and product in (torch.float32, torch.bfloat16)
@@ -104,7 +103,8 @@ def _load(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
     version = _run([compiler, "--version"])
     # gcc's threads are those of the libgomp that torch has loaded; clang would bring a second OpenMP.
     flags = (*flags, "-fopenmp-simd" if "clang" in version else "-fopenmp")
-    key = "\n".join([source.read_text("utf-8"), *flags, version, _processor_features()])
+    texts = [path.read_text("utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
+    key = "\n".join([*texts, *flags, version, _processor_features()])
     name = f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kfacrnn"
     if not (cache / name).exists():

@@ -197,7 +197,7 @@ def run_backward(in_torch: Callable[[Tensors], Steps], of: Tensors, weight_hh: T
 
 
 def _steps(in_torch: Callable[[Tensors], Steps], of: Tensors) -> Steps:
-    library = pointwise.library_for(of["cells"].dtype, of["product"].dtype, of["cells"].device)
+    library = pointwise.kernel_for(of["cells"].dtype, of["product"].dtype, of["cells"].device)
     return in_torch(of) if library is None else pointwise.CompiledSteps(library, of)
 
 

@@ -21,8 +21,8 @@ MAPS = ("controller", "interface", "output")
 def steps(request, monkeypatch):
     """Either way to compute the steps."""
     if request.param == "torch":
-        monkeypatch.setattr(dnc, "library_for", lambda *_: None)
-    elif dnc.library_for(torch.float64, torch.device("cpu")) is None:
+        monkeypatch.setattr(dnc, "kernel_for", lambda *_: None)
+    elif dnc.kernel_for(torch.float64, torch.device("cpu")) is None:
         pytest.skip(pointwise.status())
 
 
@@ -210,7 +210,7 @@ def test_outputs_and_gradients_equal_the_case_by_case_evaluation(options):
 def test_the_clamped_configuration_clamps_some_of_the_hidden_states_cells_and_logits(monkeypatch):
     model, x, _ = make(**CLAMPS_ACTIVE)
     states, step = [], model.step
-    monkeypatch.setattr(dnc, "library_for", lambda *_: None)
+    monkeypatch.setattr(dnc, "kernel_for", lambda *_: None)
     monkeypatch.setattr(model, "step", lambda *arguments: states.append(step(*arguments)) or states[-1])
     logits = model(x)
     hidden, cell = torch.stack([state.hidden for state in states]), torch.stack([state.cell for state in states])

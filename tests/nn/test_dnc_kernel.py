@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def available():
-    if dnc_kernel.library_for(torch.float32, CPU) is None:
+    if dnc_kernel.kernel_for(torch.float32, CPU) is None:
         pytest.skip(pointwise.status())
 
 
@@ -37,7 +37,7 @@ def evaluate(model, x, weights):
 def test_float32_agrees_with_plain_steps_in_float64_to_its_rounding(monkeypatch, write_heads):
     model, x, weights = make(write_heads=write_heads)
     found = evaluate(model, x, weights)
-    monkeypatch.setattr(dnc, "library_for", lambda *_: None)
+    monkeypatch.setattr(dnc, "kernel_for", lambda *_: None)
     for single, double in zip(found, evaluate(model.double(), x.double(), weights.double()), strict=True):
         assert (single - double).abs().max() < 1e-5 * double.abs().max()
 
@@ -97,8 +97,8 @@ def test_nan_reaches_logits_and_gradients():
 
 
 def test_other_dtypes_and_devices_are_left_to_torch():
-    assert dnc_kernel.library_for(torch.bfloat16, CPU) is None
-    assert dnc_kernel.library_for(torch.float32, torch.device("meta")) is None
+    assert dnc_kernel.kernel_for(torch.bfloat16, CPU) is None
+    assert dnc_kernel.kernel_for(torch.float32, torch.device("meta")) is None
 
 
 def test_torch_compile_takes_the_plain_steps():
@@ -115,7 +115,7 @@ def test_without_a_compiler_the_steps_are_torchs(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     pointwise._decide.cache_clear()
     try:
-        assert dnc_kernel.library_for(torch.float32, CPU) is None
+        assert dnc_kernel.kernel_for(torch.float32, CPU) is None
         found = evaluate(model, x, weights)
     finally:
         pointwise._decide.cache_clear()

@@ -16,7 +16,7 @@ def library(compiled_cache, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(compiled_cache))
     monkeypatch.delenv("KFACRNN_POINTWISE", raising=False)
     pointwise._decide.cache_clear()
-    library = pointwise.library_for(torch.float32, torch.float32, torch.device("cpu"))
+    library = pointwise.kernel_for(torch.float32, torch.float32, torch.device("cpu"))
     if library is None:
         pytest.skip(pointwise.status())
     yield library
@@ -113,9 +113,9 @@ def test_one_step_and_its_gradients_equal_autograds_in_float64(library, cases, h
 
 def test_other_dtypes_and_devices_are_left_to_torch(library):
     cpu = torch.device("cpu")
-    assert pointwise.library_for(torch.float64, torch.float64, cpu) is None
-    assert pointwise.library_for(torch.float32, torch.float16, cpu) is None
-    assert pointwise.library_for(torch.float32, torch.float32, torch.device("meta")) is None
+    assert pointwise.kernel_for(torch.float64, torch.float64, cpu) is None
+    assert pointwise.kernel_for(torch.float32, torch.float16, cpu) is None
+    assert pointwise.kernel_for(torch.float32, torch.float32, torch.device("meta")) is None
 
 
 # ---- building --------------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_without_a_compiler_torch_is_used_and_the_reason_is_told(undecided, tmp_
     undecided.delenv("CC", raising=False)
     undecided.setenv("PATH", str(tmp_path))
     assert pointwise.status() == "plain torch: no C compiler found"
-    assert pointwise.library_for(torch.float32, torch.float32, torch.device("cpu")) is None
+    assert pointwise.kernel_for(torch.float32, torch.float32, torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize(
