@@ -130,8 +130,6 @@ class LSTM(Capturable, nn.LSTM):
 
 def _captured_layer(map: LinearMap, tape: Tape, x: Tensor, h0: Tensor, c0: Tensor) -> State:
     weight_ih, weight_hh = map.weights
-    if x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type):
-        weight_ih = weight_ih.t().contiguous().t()  # so that torch takes its gradient as x.t() @ ds, see above
     projected = F.linear(x, weight_ih, map.biases[0] + map.biases[1] if map.biases else None)
     state = torch.promote_types(projected.dtype, torch.float32)
     probe = zero_leaf(projected, state)
