@@ -1,0 +1,81 @@
+"""The Fisher inverse of one weight matrix from its factors, for use without a model: everything it is given is checked.
+
+This module knows what a factor must look like, and leaves the mathematics to `kfacrnn.kfac.fisher`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from kfacrnn.kfac.fisher import APPROXIMATIONS, FisherInverse, decompose
+from kfacrnn.kfac.maths import GAMMA_MAX, Lengths, length_distribution
+
+
+def fisher_inverse(
+    approximation: str,
+    A0: Tensor,
+    A1: Tensor | None,
+    G0: Tensor,
+    G1: Tensor | None,
+    *,
+    lengths: Lengths,
+    damping: float = 0.0,
+    gamma_max: float = GAMMA_MAX,
+    compute_dtype: torch.dtype = torch.float64,
+) -> FisherInverse:
+    """F⁻¹ of one weight matrix `[m, n]` from its factors: `fisher_inverse(…).multiply(Z)`.
+
+    `approximation` is "indep" (eqn 6), "option1" (eqn 8) or "option2" (eqn 9); "option1_abs" is option 1 with |ψ̂|, as
+    in the authors' archived TensorFlow code, for comparison only. Factors are float32 or float64, `[n, n]`, or `[n]` if
+    diagonal; without lag factors (None) every approximation is indep. `lengths` maps each T to its weight, or is
+    the one T there is. `damping` is λ: A0 + π√λ I and G0 + √λ/π I, with the lag factors left as they are. `gamma_max`
+    bounds γ and 1/(1 − m_G m_A), in units of 1/E[T].
+
+    Raises ValueError naming the argument that is wrong; a singular A0 or G0 needs damping > 0.
+    """
+    if approximation not in APPROXIMATIONS:
+        raise ValueError(f"approximation must be one of {', '.join(APPROXIMATIONS)}, got {approximation!r}")
+    if not (math.isfinite(damping) and damping >= 0):
+        raise ValueError(f"damping must be finite and >= 0, got {damping}")
+    if not (math.isfinite(gamma_max) and gamma_max > 0):
+        raise ValueError(f"gamma_max must be finite and > 0, got {gamma_max}")
+    if compute_dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"compute_dtype must be torch.float32 or torch.float64, got {compute_dtype}")
+    if (A1 is None) != (G1 is None):
+        raise ValueError(
+            f"{'A1' if A1 is None else 'G1'} is None and the other lag factor is not: give both or neither"
+        )
+    for name, M, like in (("A0", A0, A0), ("G0", G0, A0), ("A1", A1, A0), ("G1", G1, G0)):
+        if M is not None:
+            _check_factor(name, M, like)
+    lags = None if G1 is None else [G1]
+    return decompose(
+        approximation,
+        A0,
+        A1,
+        [G0],
+        lags,
+        lengths=length_distribution(lengths),
+        damping=damping,
+        gamma_max=gamma_max,
+        compute_dtype=compute_dtype,
+    )
+
+
+def _check_factor(name: str, M: Tensor, like: Tensor) -> None:
+    """Raises ValueError unless M is a finite square matrix or a diagonal with the dtype of `like`; if it is a lag-1
+    factor also with its shape, if a lag-0 factor symmetric."""
+    if M.dim() not in (1, 2) or M.shape[0] != M.shape[-1] or M.numel() == 0:
+        raise ValueError(f"{name} must be a square matrix or the 1-D diagonal of one, got shape {list(M.shape)}")
+    if M.dtype not in (torch.float32, torch.float64) or M.dtype != like.dtype:
+        raise ValueError(f"{name} must be float32 or float64 like the other factors, got {M.dtype}")
+    if not M.isfinite().all():
+        raise ValueError(f"{name} must be finite")
+    if name.endswith("1"):
+        if M.shape != like.shape:
+            raise ValueError(f"{name} must have the shape {list(like.shape)} of {name[0]}0, got {list(M.shape)}")
+    elif M.dim() == 2 and (M - M.mT).abs().max() > math.sqrt(torch.finfo(M.dtype).eps) * M.abs().max():
+        raise ValueError(f"{name} must be symmetric")
