@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from kfacrnn import discovery, provenance
 from kfacrnn.clock import Ledger
 from kfacrnn.config import Run
 from kfacrnn.errors import UserError
-from kfacrnn.memory import keep_freed_memory
+from kfacrnn.memory import keep_freed_memory, peak_rss_mb
 from kfacrnn.progress import Progress
 from kfacrnn.store import FINISHED, SCHEMA_VERSION, RunFolder, Store, write_atomic, write_json
 from kfacrnn.track import Mirror, open_mirror
@@ -180,7 +179,7 @@ class Session:
             "lr": self.lr,
             "grad_norm": None if self.grad_norm is None else float(self.grad_norm),
             "updates_per_s": len(self.losses) / max(seconds - seconds_before, 1e-9),
-            "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "memory_mb": peak_rss_mb(),
             **stats,
         }
         self.losses, self.units, self._seconds_at_last_row = [], [], seconds

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any
 
 from kfacrnn.bench.report import Machine, show, write
 from kfacrnn.bench.request import Request
 from kfacrnn.config import Run
+from kfacrnn.memory import peak_rss_mb
 from kfacrnn.progress import Progress
 
 MB = 2**20
@@ -72,17 +71,6 @@ def tensors(state: Any) -> Iterator[Any]:
                 yield from walk(value)
 
     return walk(state)
-
-
-def peak_rss_mb() -> float:
-    """Of this process. The kernel's ru_maxrss also holds that of the process which started it."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    except OSError:
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def bench(request: Request) -> None:

@@ -157,8 +157,8 @@ def predicted(point: Point, limits: Limits, rate: float) -> str:
 
 def measured(point: Point, limits: Limits, rounds: int) -> tuple[list[dict[str, Any]], str]:
     """A row for every optimiser; or none and a reason, if a step or the memory exceed the limits."""
-    from kfacrnn.bench.memory import peak_rss_mb
     from kfacrnn.bench.subjects import TrainingRun, interleave
+    from kfacrnn.memory import peak_rss_mb
 
     subjects = {}
     with made_up_text(point.vocabulary, point.tokens * BATCHES + point.sizes["batch_size"]):
