@@ -39,7 +39,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[experiments,wandb,torchtext,dev]'
 	@touch $@
 
-demo: install ## train SGD and Adam on a short repeated copy, draw the comparison: two minutes, no download
+demo: install ## train SGD and Adam on a short repeated copy, draw the comparison: a minute, no download
 	$(BIN)/kfacrnn sweep smoke
 	$(BIN)/kfacrnn figure smoke
 

@@ -1,8 +1,8 @@
 """In which precision large factors are decomposed and multiplied, where the user does not say.
 
-What is small costs little and stays exact. From a few hundred rows, float32 halves the cost of a decomposition; from a
-million weights, the products with P and N are the dearest part of an update, and bfloat16 halves or thirds them on
-processors that multiply in it. Float64 factors are decomposed and multiplied in float64.
+What is small costs little and stays exact. From a few hundred rows, float32 takes a third off a decomposition; from a
+million weights, the products with P and N are the dearest part of what K-FAC adds to an update, and bfloat16 takes a
+third of float32's time on processors that multiply in it. Float64 factors are decomposed and multiplied in float64.
 """
 
 from __future__ import annotations
