@@ -40,8 +40,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: install ## train SGD and Adam on a short repeated copy, draw the comparison: a minute, no download
-	$(BIN)/kfacrnn sweep smoke
-	$(BIN)/kfacrnn figure smoke
+	$(BIN)/kfacrnn sweep smoke --results demo
+	$(BIN)/kfacrnn figure smoke --results demo
 
 test: lint ## lint, types, and every test that takes seconds
 	$(PYTEST)
