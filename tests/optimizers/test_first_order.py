@@ -1,4 +1,4 @@
-"""SGD, Adam and AdamW as the framework builds them, against their recurrences written out in plain Python."""
+"""SGD, Adam, AdamW and RMSProp as the framework builds them, against their recurrences written out in plain Python."""
 
 from __future__ import annotations
 
@@ -65,6 +65,19 @@ def adam(lr: float, beta1: float, beta2: float, eps: float, decay: float, clip: 
     return path
 
 
+def rmsprop(lr: float, alpha: float, momentum: float, eps: float, clip: float) -> list[list[float]]:
+    """Tieleman & Hinton (2012), lecture 6e, slide 29, with momentum on the scaled gradient."""
+    weights, square, velocity, path = list(START), [0.0, 0.0], [0.0, 0.0], []
+    for raw in GRADIENTS:
+        gradient = clipped(raw, clip)
+        square = [alpha * s + (1 - alpha) * g * g for g, s in zip(gradient, square, strict=True)]
+        scaled = [g / (math.sqrt(s) + eps) for g, s in zip(gradient, square, strict=True)]
+        velocity = [momentum * v + g for v, g in zip(velocity, scaled, strict=True)]
+        weights = [w - lr * v for w, v in zip(weights, velocity, strict=True)]
+        path.append(weights)
+    return path
+
+
 def close(actual: list[list[float]], expected: list[list[float]]) -> bool:
     return all(
         a == pytest.approx(e, rel=1e-6) for a, e in zip(actual, expected, strict=True)
@@ -86,6 +99,14 @@ def test_adam_and_its_decoupled_decay(name: str, decay: float, clip: str) -> Non
     settings += [f"weight_decay={decay}"] if name == "adamw" else []
     expected = adam(0.1, 0.8, 0.95, 0.01, decay, math.inf if clip == "null" else float(clip))
     assert close(trained(name, *(f"optimizer.{setting}" for setting in settings)), expected)
+
+
+@pytest.mark.parametrize("clip", ["2.0", "null"])
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_rmsprop_with_momentum_and_clipping(momentum: float, clip: str) -> None:
+    settings = ["lr=0.1", "alpha=0.95", f"momentum={momentum}", "eps=0.01", f"clip={clip}"]
+    expected = rmsprop(0.1, 0.95, momentum, 0.01, math.inf if clip == "null" else float(clip))
+    assert close(trained("rmsprop", *(f"optimizer.{setting}" for setting in settings)), expected)
 
 
 def test_a_gradient_below_the_bound_is_left_alone() -> None:
