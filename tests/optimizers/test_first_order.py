@@ -80,7 +80,7 @@ def rmsprop(lr: float, alpha: float, momentum: float, eps: float, clip: float) -
 
 def close(actual: list[list[float]], expected: list[list[float]]) -> bool:
     return all(
-        a == pytest.approx(e, rel=1e-6) for a, e in zip(actual, expected, strict=True)
+        a == pytest.approx(e, rel=1e-6, abs=1e-6) for a, e in zip(actual, expected, strict=True)
     )  # clipping divides by +1e-6
 
 
