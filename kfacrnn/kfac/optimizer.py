@@ -3,7 +3,7 @@
     every k updates    statistics    forward on some sequences, sampled targets, backward to the pre-activations
     every r updates    inverses      A0, A1, G0, G1 → F⁻¹ by eqn 6, 8 or 9
     every update       direction     Δ = N·F⁻¹∇h
-                       step size     η = min(lr, √(kl_clip / Δᵀ∇h))
+                       step size     η = s·min(lr, √(kl_clip / Δᵀ∇h)), s the factor of the learning-rate schedule
                        momentum      v ← μv − ηΔ,  θ ← θ + v
 
 Where this is not meant to be used: a loss that is no log-likelihood (there is no Fisher), batches of a few dozen
@@ -41,10 +41,10 @@ class KFAC(torch.optim.Optimizer):
     model           any composition of `kfacrnn.nn` layers, `nn.Linear`, `nn.Embedding` and `nn.LayerNorm`
     approximation   "indep" (eqn 6), "option1" (eqn 8), "option2" (eqn 9)
     loss_scale      N = (loss summed over a sequence's steps) / (training loss h): T for a mean over steps, 1 for a sum
-    lr              η_max, the largest step size; learning-rate schedulers act on it
+    lr              η_max, the largest step size. A learning-rate scheduler acts on the whole step: when it has brought
+                    lr to s times its first value, η is s times what it would be, whichever bound is the closer one
     damping         λ, added to V0 in factored form
-    kl_clip         c: the predicted KL change of an update is at most c/2, in nats per unit of h; multiplied by
-                    `kl_clip_decay` (ζ) after every update
+    kl_clip         c: the predicted KL change of an update is at most c/2, in nats per unit of h (s²·c/2 by schedule)
     momentum        μ, on the preconditioned updates
     weight_decay    decoupled, multiplied by the step size taken
     statistics_every, statistics_fraction, statistics_decay
@@ -78,7 +78,6 @@ class KFAC(torch.optim.Optimizer):
         lr: float = 0.3,
         damping: float = 1e-3,
         kl_clip: float = 1e-2,
-        kl_clip_decay: float = 1.0,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         statistics_every: int = 5,
@@ -102,8 +101,7 @@ class KFAC(torch.optim.Optimizer):
         positive = {"damping": damping, "kl_clip": kl_clip, "loss_scale": loss_scale, "gamma_max": gamma_max}
         for name, value in positive.items():
             _check(name, value, math.isfinite(value) and value > 0, "finite and > 0")
-        for name, value in (("kl_clip_decay", kl_clip_decay), ("statistics_fraction", statistics_fraction)):
-            _check(name, value, 0 < value <= 1, "in (0, 1]")
+        _check("statistics_fraction", statistics_fraction, 0 < statistics_fraction <= 1, "in (0, 1]")
         _check("statistics_decay", statistics_decay, 0 <= statistics_decay < 1, "in [0, 1)")
         counts = {"statistics_every": statistics_every, "refresh_every": refresh_every, "max_dense": max_dense}
         for name, count in counts.items():
@@ -117,7 +115,6 @@ class KFAC(torch.optim.Optimizer):
         self.approximation = approximation
         self.damping = damping
         self.kl_clip = kl_clip
-        self._kl_clip_decay = kl_clip_decay
         self._loss_scale = loss_scale
         self._statistics_every = statistics_every
         self._statistics_fraction = statistics_fraction
@@ -154,6 +151,7 @@ class KFAC(torch.optim.Optimizer):
         _check("momentum", group["momentum"], 0 <= group["momentum"] < 1, "in [0, 1)")
         decay = group["weight_decay"]
         _check("weight_decay", decay, math.isfinite(decay) and decay >= 0, "finite and >= 0")
+        group["first_lr"] = group["lr"]  # a scheduler changes lr; what it has made of this one is s
 
     # ------------------------------------------------------------------------------------------------- statistics
 
@@ -206,7 +204,6 @@ class KFAC(torch.optim.Optimizer):
             self._move(directions)
         else:
             self._skipped += 1
-        self.kl_clip *= self._kl_clip_decay
         self._updates += 1
         return loss
 
@@ -231,7 +228,8 @@ class KFAC(torch.optim.Optimizer):
             parameters = [p for p in group["params"] if p in directions]
             if not parameters:
                 continue
-            eta = kl_bounded(group["lr"], self.kl_clip, self._curvature)
+            s = group["lr"] / group["first_lr"]
+            eta = s * kl_bounded(group["first_lr"], self.kl_clip, self._curvature)
             self._step_size = max(self._step_size, eta)
             velocities = [self._running(p, "velocity") for p in parameters]
             torch._foreach_mul_(velocities, group["momentum"])

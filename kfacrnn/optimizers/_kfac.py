@@ -21,7 +21,6 @@ class Config:
     name: str = setting("kfac_indep, kfac_option1 or kfac_option2")
     lr: float = setting("η_max, the largest step size", above=0)
     kl_clip: float = setting("c, bound on twice the predicted KL change of an update", above=0)
-    kl_clip_decay: float = setting("ζ, factor on c after every update", above=0, at_most=1)
     momentum: float = setting("momentum on the preconditioned updates", at_least=0, below=1)
     damping: float = setting("λ, factored Tikhonov damping", above=0)
     weight_decay: float = setting("decoupled weight decay, multiplied by the step size", at_least=0)
@@ -34,7 +33,7 @@ class Config:
     decompositions: str = setting("precision of decompositions", choices=["auto", "fp32", "fp64"])
     products: str = setting("precision of the products with decomposed factors", choices=["auto", "fp32", "bf16"])
     clip: float | None = setting("largest global gradient norm; null: no clipping", above=0)
-    schedule: Schedule = setting("schedule of η_max")
+    schedule: Schedule = setting("schedule of the step size, whichever bound it is at")
 
     def check(self) -> Iterator[str]:
         if self.refresh_delay >= self.refresh_every:
@@ -54,7 +53,6 @@ def build(approximation: str, model: nn.Module, config: Config, task: Task, seed
         loss_scale=task.loss_scale,
         lr=config.lr,
         kl_clip=config.kl_clip,
-        kl_clip_decay=config.kl_clip_decay,
         momentum=config.momentum,
         damping=config.damping,
         weight_decay=config.weight_decay,
