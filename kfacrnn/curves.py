@@ -8,12 +8,14 @@ module knows neither files nor pictures.
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from kfacrnn.errors import UserError
 
+PANELS = ("updates", "seconds", "benched", "trials", "diverged")
 SEEDS_FOR_QUARTILES = 5  # with fewer, the band is from the least to the greatest
 
 
@@ -47,7 +49,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a figure's CSV. In panel `diverged` there is one row per diverged run, with the update it reached."""
+    """One row of a figure's CSV. `benched` is against seconds too, of a benchmark instead of the runs. In `diverged`
+    there is a row per diverged run, x the update it reached; in `trials`, if lines had different numbers of trials, one
+    per line, x their number."""
 
     panel: str
     line: str
@@ -62,6 +66,11 @@ def over_updates(line: str, curves: Sequence[Curve], convert: Callable[[float], 
     """A row at every update that any of the runs has a row for."""
     updates = sorted({update for curve in curves for update in curve.updates})
     return [_row("updates", line, x, (curve.at_update(x) for curve in curves), convert) for x in updates]
+
+
+def over_benched_seconds(over_updates: Sequence[Row], seconds: float) -> list[Row]:
+    """The same rows against seconds, every update taking `seconds`."""
+    return [dataclasses.replace(row, panel="benched", x=row.x * seconds) for row in over_updates]
 
 
 def over_seconds(line: str, curves: Sequence[Curve], convert: Callable[[float], float]) -> list[Row]:

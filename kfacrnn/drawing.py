@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kfacrnn.curves import Row
-from kfacrnn.experiment import Axis, Experiment
+from kfacrnn.experiment import Experiment
+from kfacrnn.picture import MARKERS, Axis
 
 COLOURS = {
     "sgd": "#000000",
@@ -29,6 +31,9 @@ COLOURS = {
 }
 OTHER_COLOURS = ("#882255", "#44AA99", "#999933", "#AA4499", "#117733", "#332288")
 LEGEND_COLUMNS, LEGEND_ROW = 3, 0.19  # inches
+NOTE: dict[str, Any] = {"color": "0.3", "fontsize": 8.5}
+MARKERS_PER_LINE = 8
+ON_SECONDS = ("seconds", "benched")  # panels of the CSV that the panel of seconds shows
 X_LABELS = {"updates": "updates", "seconds": "seconds of training"}
 METADATA: dict[str, dict[str, None]] = {
     "png": {"Software": None},
@@ -45,19 +50,23 @@ def draw(described: Experiment, rows: Sequence[Row]) -> dict[str, bytes]:
     panels, picture = described.figure.panels, described.figure
     with style.context(["default", Path(__file__).with_name("kfacrnn.mplstyle")]):
         page = Figure()
-        legend = _legend(described, rows)
-        page.set_figheight(page.get_figheight() + LEGEND_ROW * ((len(legend) - 1) // LEGEND_COLUMNS))
+        legend, note = _legend(described, rows), _unequal_trials(described, rows)
+        legend_rows = (len(legend) - 1) // LEGEND_COLUMNS + (note.count("\n") + 1 if note else 0)
+        page.set_figheight(page.get_figheight() + LEGEND_ROW * legend_rows)
         axes = page.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         _scale(axes[0], picture.y, picture.y.limits or _limits(rows, picture.chance, picture.y.scale))
         for ax, panel in zip(axes, panels, strict=True):
-            _draw_panel(ax, described, [row for row in rows if row.panel == panel])
+            shown = ON_SECONDS if panel == "seconds" else (panel,)
+            _draw_panel(ax, described, [row for row in rows if row.panel in shown], picture.ends.get(panel))
             ax.set_xlabel(X_LABELS[panel])
             if panel == "updates":
                 _mark_divergences(ax, described, rows)
             else:
                 _say_what_is_missing(ax, described, rows)
         page.suptitle(picture.title, fontsize=10)
-        page.legend(handles=legend, loc="outside lower center", ncols=min(len(legend), LEGEND_COLUMNS))
+        title = {"title": note, "title_fontproperties": {"size": NOTE["fontsize"]}} if note else {}
+        columns = min(len(legend), LEGEND_COLUMNS)
+        page.legend(handles=legend, loc="outside lower center", ncols=columns, **title)
         return {suffix: _file(page, suffix) for suffix in METADATA}
 
 
@@ -78,57 +87,91 @@ def _scale(ax: Any, axis: Axis, limits: Sequence[float]) -> None:
             set_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _draw_panel(ax: Any, described: Experiment, rows: Sequence[Row]) -> None:
+def _draw_panel(ax: Any, described: Experiment, rows: Sequence[Row], end: float | None) -> None:
     top = ax.get_ylim()[1]
-    ax.set_xlim(0, max((row.x for row in rows), default=1))
-    for name, method in described.methods.items():
-        line = [row for row in rows if row.line == name]
-        x = [row.x for row in line]
-        look = {"color": colour(method.optimizer)}
-        low, high = ([min(getattr(row, side), 2 * top) for row in line] for side in ("low", "high"))
-        ax.fill_between(x, low, high, **look, alpha=0.2, linewidth=0)
-        ax.plot(x, [row.median for row in line], **look, linestyle=method.style)
+    ax.set_xlim(0, end or max((row.x for row in rows), default=1))
+    for name, line in described.lines.items():
+        drawn = [row for row in rows if row.line == name]
+        x = [row.x for row in drawn]
+        look = _look(described, line.method, line.style)
+        low, high = ([min(getattr(row, side), 2 * top) for row in drawn] for side in ("low", "high"))
+        ax.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
+        if "marker" in look:
+            look["markevery"] = max(1, len(drawn) // MARKERS_PER_LINE)
+        ax.plot(x, [row.median for row in drawn], **look)
     chance = described.figure.chance
     if chance is not None:
         ax.axhline(chance, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         place = {"xy": (1, chance), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        ax.annotate("chance", xytext=(-2, 2), **place, ha="right", va="bottom", color="0.3", fontsize=8.5)
+        ax.annotate("chance", xytext=(-2, 2), **place, ha="right", va="bottom", **NOTE)
+
+
+def _look(described: Experiment, method: str, style: str) -> dict[str, Any]:
+    """Colour for the optimiser, line style for the model, a marker for what else there is to a method."""
+    marker = described.methods[method].marker
+    look = {"color": colour(described.methods[method].optimizer), "linestyle": style}
+    return look | ({"marker": MARKERS[marker], "markersize": 3.5, "markerfacecolor": "white"} if marker else {})
 
 
 def _mark_divergences(ax: Any, described: Experiment, rows: Sequence[Row]) -> None:
     """A cross on the upper edge where a run diverged."""
     for row in rows:
         if row.panel == "diverged":
-            look = {"color": colour(described.methods[row.line].optimizer), "markeredgewidth": 1.4, "clip_on": False}
+            look = {"color": colour(described.method(row.line).optimizer), "markeredgewidth": 1.4, "clip_on": False}
             ax.plot([row.x], [1], "x", **look, transform=ax.get_xaxis_transform())
 
 
 def _say_what_is_missing(ax: Any, described: Experiment, rows: Sequence[Row]) -> None:
-    """Runs that shared the machine are in the panel of updates only."""
-    panels = {row.panel for row in rows}
-    if "seconds" not in panels:
+    """Runs that shared the machine are in the panel of updates only, or at what a benchmark says they take."""
+    shown = {row.panel for row in rows}
+    place = {"transform": ax.transAxes, **NOTE}
+    if not shown & set(ON_SECONDS):
         text = f"no run had the machine to itself:\nkfacrnn sweep {described.name} --jobs 1"
-        ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color="0.3", fontsize=8.5)
+        ax.text(0.5, 0.5, text, **place, ha="center", va="center")
         ax.set_xticks([])
         return
-    missing = sum(_runs(rows, "updates", name) - _runs(rows, "seconds", name) for name in described.methods)
-    if missing:
-        text = f"without {missing} that shared the machine"
-        ax.text(1, 1.01, text, transform=ax.transAxes, ha="right", va="bottom", color="0.3", fontsize=8.5)
+    benched = {row.line for row in rows if row.panel == "benched"}
+    measured = {row.line for row in rows if row.panel == "seconds"}
+    counted = [name for name in described.lines if name not in benched]
+    missing = sum(_runs(rows, "updates", name) - _runs(rows, "seconds", name) for name in counted)
+    notes = [f"without {missing} that shared the machine"] if missing else []
+    if benched:
+        which = ", ".join(described.lines[name].label for name in described.lines if name in benched)
+        notes.insert(0, f"{f'{which}: ' if measured else ''}updates × benched seconds per update")
+    if notes:
+        ax.text(1, 1.01, "\n".join(notes), **place, ha="right", va="bottom")
 
 
 def _legend(described: Experiment, rows: Sequence[Row]) -> list[Any]:
+    """A handle for every line; with models, for every method and then for every model."""
     from matplotlib.lines import Line2D
 
     handles = []
     for name, method in described.methods.items():
-        diverged = sum(row.n for row in rows if row.panel == "diverged" and row.line == name)
-        runs = max(diverged, _runs(rows, "updates", name))
-        if runs:
-            note = f"n = {runs}, {diverged} diverged" if diverged else f"n = {runs}"
-            look: dict[str, Any] = {"color": colour(method.optimizer), "linestyle": method.style}
+        lines = [line for line in described.lines.values() if line.method == name]
+        diverged = [sum(row.n for row in rows if row.panel == "diverged" and row.line == line.name) for line in lines]
+        runs = [max(lost, _runs(rows, "updates", line.name)) for lost, line in zip(diverged, lines, strict=True)]
+        if any(runs):
+            note = f"n = {' and '.join(str(count) for count in runs if count)}"
+            note += f", {sum(diverged)} diverged" if any(diverged) else ""
+            look = _look(described, name, lines[0].style)
             handles.append(Line2D([], [], **look, label=f"{method.label or name} ({note})"))
+    for name, model in described.models.items():
+        look = {"color": "0.3", "linestyle": model.style}
+        handles.append(Line2D([], [], **look, label=model.label or name))
     return handles
+
+
+def _unequal_trials(described: Experiment, rows: Sequence[Row]) -> str:
+    """What a figure says on its face when the methods were not searched equally long."""
+    counts: dict[int, list[str]] = {}
+    for row in rows:
+        if row.panel == "trials":
+            counts.setdefault(int(row.x), []).append(described.lines[row.line].label)
+    if not counts:
+        return ""
+    parts = [f"{count} for {', '.join(labels)}" for count, labels in sorted(counts.items())]
+    return textwrap.fill(f"numbers of trials are not equal: {'; '.join(parts)}", width=90)
 
 
 def _runs(rows: Sequence[Row], panel: str, line: str) -> int:

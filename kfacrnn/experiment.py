@@ -1,67 +1,87 @@
-"""What an experiment is: methods, grids, seeds, the rule of selection and the picture, as `experiments/*.yaml` say it.
+"""What an experiment is: methods, models, searches, seeds, the rule of selection and the picture, as
+`experiments/*.yaml` say it.
 
-A method without a grid is run with every seed. A method with a grid is tuned first: every point of its grid with the
-tuning seed, at the tuning overrides; the winner by `select` is then run with every seed. This module knows neither the
-result store nor processes: `kfacrnn.plan` brings the two together.
+A method is one *line* of the figure, or one on each model. A line whose method has a grid or a search is tuned first:
+every point with the tuning seed, at the tuning overrides; the winner by `select` is then run with every seed. Without
+either, it is run as it is. This module knows neither the result store nor processes: `kfacrnn.plan` brings the two
+together.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import itertools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from kfacrnn import discovery, settings
-from kfacrnn.errors import UserError
+from kfacrnn import search, settings
+from kfacrnn.overrides import override, own_keys
+from kfacrnn.picture import MARKERS, STYLES, Picture
+from kfacrnn.search import Choice
 from kfacrnn.settings import setting
-
-STYLES = ("solid", "dashed", "dotted", "dashdot")
-PANELS = ("updates", "seconds")
-OWN_KEYS = {"seed": "`seeds` and `tune.seed`", "results": "--results DIR", "optimizer": "each method's `optimizer`"}
 
 
 @dataclass
 class Method:
-    """One line of the figure."""
+    """An optimiser with its settings, and where the best of them are to be looked for."""
 
     optimizer: str = setting("file in configs/optimizer")
     overrides: list[str] = field(default_factory=list)
     grid: dict[str, list[Any]] = field(default_factory=dict)
+    search: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     label: str | None = None
     style: str = "solid"
+    marker: str | None = None
 
     def check(self) -> Iterator[str]:
-        yield from _own_keys("overrides", self.overrides)
-        yield from _own_keys("grid", self.grid)
+        yield from own_keys("overrides", self.overrides)
+        yield from own_keys("grid", self.grid)
+        yield from own_keys("search", self.search)
         yield from (f"grid.{key}: has no values" for key, values in self.grid.items() if not values)
-        if self.style not in STYLES:
-            yield f"style={self.style}: must be one of {', '.join(STYLES)}"
+        if self.grid and self.search:
+            yield "search: there is a `grid` as well; a method has one of them"
+        yield from _style(self.style)
+        if self.marker is not None and self.marker not in MARKERS:
+            yield f"marker={self.marker}: must be one of {', '.join(MARKERS)}"
 
-    @property
-    def points(self) -> list[dict[str, Any]]:
-        """Every combination of the grid's values, the last key varying fastest; one empty choice without a grid."""
-        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+
+@dataclass
+class Model:
+    """What every method is run on, such as a size of the network. With `settings`, the name of a model before it, the
+    methods are not tuned on this one: they have the settings that won on that one."""
+
+    overrides: list[str] = field(default_factory=list)
+    label: str | None = None
+    style: str = "solid"
+    seeds: list[int] | None = None
+    settings: str | None = None
+
+    def check(self) -> Iterator[str]:
+        yield from own_keys("overrides", self.overrides)
+        yield from _style(self.style)
+        if self.seeds is not None:
+            yield from _seeds(self.seeds)
 
 
 @dataclass
 class Tune:
-    """How a grid is searched."""
+    """How settings are searched: `trials` points of a search, all points of a grid and then `extend` more."""
 
-    seed: int = setting("seed of every tuning run", at_least=0, at_most=2**31 - 1)
+    seed: int = setting("seed of every tuning run and of what a search draws", at_least=0, at_most=2**31 - 1)
     overrides: list[str] = field(default_factory=list)
+    trials: int | None = None
+    extend: int = 0
 
     def check(self) -> Iterator[str]:
-        yield from _own_keys("overrides", self.overrides)
+        if self.trials is not None and self.trials < 1:
+            yield f"trials={self.trials}: must be at least 1 (points of every search)"
+        if self.extend < 0:
+            yield f"extend={self.extend}: must be at least 0 (points added to every grid)"
+        yield from own_keys("overrides", self.overrides)
 
 
 @dataclass
 class Select:
-    """The winner of a grid has the least mean of `metric` over the rows of the last `last` updates."""
+    """The winner has the least mean of `metric` over the rows of the last `last` updates."""
 
     metric: str = "train/nats"
     last: int = 50
@@ -76,42 +96,27 @@ class Select:
         return f"least {self.metric}, mean over the last {self.last} updates"
 
 
-@dataclass
-class Axis:
-    """The vertical axis."""
+@dataclass(frozen=True)
+class Line:
+    """A method on a model: what a figure draws as one line. Without models, its name is the method's."""
 
-    label: str = setting("what is written beside it")
-    metric: str = setting("column", choices=["train/metric", "train/nats", "valid/metric", "valid/nats"])
-    scale: str = setting("linear or log", choices=["linear", "log"])
-    limits: list[float] | None = None
-
-    def check(self) -> Iterator[str]:
-        if self.limits is not None and not (len(self.limits) == 2 and self.limits[0] < self.limits[1]):
-            yield f"limits={self.limits}: must be two numbers, the lower one first"
-
-
-@dataclass
-class Picture:
-    """Everything that the drawing needs and the figure's CSV does not hold."""
-
-    title: str = setting("title of the figure")
-    y: Axis = setting("vertical axis")
-    chance: float | None = None
-    panels: list[str] = field(default_factory=lambda: list(PANELS))
-    mix_hardware: bool = False
-
-    def check(self) -> Iterator[str]:
-        if not self.panels or not set(self.panels) <= set(PANELS):
-            yield f"panels={self.panels}: must be some of {', '.join(PANELS)}"
+    name: str
+    method: str
+    model: str | None
+    label: str
+    style: str
+    overrides: tuple[str, ...]
+    seeds: tuple[int, ...]
+    tuned_as: str  # the line whose trials choose the settings of this one; mostly itself
 
 
 @dataclass(frozen=True)
 class Point:
     """One run of an experiment before it is composed."""
 
-    method: str
+    line: str
     role: str  # tune | confirm
-    choice: dict[str, Any]  # of the grid's values
+    choice: Choice
     seed: int
     overrides: tuple[str, ...]  # Hydra's, complete but for `results`
 
@@ -129,116 +134,117 @@ class Experiment:
     seeds: list[int] = setting("seeds of the runs that the figure draws")
     methods: dict[str, Method] = setting("lines of the figure")
     figure: Picture = setting("the picture")
+    runs: str | None = None
+    models: dict[str, Model] = field(default_factory=dict)
     tune: Tune | None = None
     select: Select = field(default_factory=Select)
 
     def check(self) -> Iterator[str]:
         for name, method in self.methods.items():
             yield from settings.problems(method, f"methods.{name}.")
-            if method.grid and self.tune is None:
-                yield f"methods.{name}.grid: needs `tune`, with the seed to search it with"
+            yield from (f"methods.{name}.{problem}" for problem in self._search_problems(method))
+        for name, model in self.models.items():
+            yield from settings.problems(model, f"models.{name}.")
+            if model.settings is not None and model.settings not in self._tuned_models():
+                yield f"models.{name}.settings={model.settings}: must be a model that has no `settings` itself"
         if not self.methods:
             yield "methods: there is none"
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            yield f"seeds={self.seeds}: must be one or more different seeds, none below 0"
-        if self.tune is not None and self.tune.seed in self.seeds:
+        elif len(self.lines) < len(self.methods) * max(1, len(self.models)):
+            yield "methods: two lines would have the same name, a method's and a model's"
+        yield from _seeds(self.seeds)
+        if self.tune is not None and any(self.tune.seed in line.seeds for line in self.lines.values()):
             yield f"tune.seed={self.tune.seed}: is one of `seeds`; what confirms a choice must not have made it"
-        yield from _own_keys("common", self.common)
+        yield from own_keys("common", self.common)
 
-    def tuning(self, name: str) -> list[Point]:
-        """The runs that search the method's grid; none without a grid."""
-        method = self.methods[name]
-        if not method.grid or self.tune is None:
+    def _search_problems(self, method: Method) -> Iterator[str]:
+        if self.models and method.style != "solid":
+            yield f"style={method.style}: is the model's where there are `models`; a method may have a `marker`"
+        if method.grid and self.tune is None:
+            yield "grid: needs `tune`, with the seed to search it with"
+        if method.search:
+            if self.tune is None or self.tune.trials is None:
+                yield "search: needs `tune` with a seed and the number of trials"
+            else:
+                yield from (f"search.{problem}" for problem in search.problems(method.search, self.tune.trials))
+
+    def _tuned_models(self) -> list[str]:
+        return [name for name, model in self.models.items() if model.settings is None]
+
+    @property
+    def lines(self) -> dict[str, Line]:
+        """By name, in the order of the methods and within each of the models."""
+        lines = []
+        for name, method in self.methods.items():
+            label, seeds = method.label or name, tuple(self.seeds)
+            if not self.models:
+                overrides = (*self.common, *method.overrides)
+                lines.append(Line(name, name, None, label, method.style, overrides, seeds, tuned_as=name))
+            for title, model in self.models.items():
+                lines.append(
+                    Line(
+                        name=f"{name} {title}",
+                        method=name,
+                        model=title,
+                        label=f"{label}, {model.label or title}",
+                        style=model.style,
+                        overrides=(*self.common, *model.overrides, *method.overrides),
+                        seeds=tuple(model.seeds or seeds),
+                        tuned_as=f"{name} {model.settings or title}",
+                    )
+                )
+        return {line.name: line for line in lines}
+
+    def method(self, line: str) -> Method:
+        return self.methods[self.lines[line].method]
+
+    def choices(self, line: str) -> list[Choice]:
+        """The points of the line's grid or search: what is known of them before the first run. None to choose from is
+        one empty choice."""
+        method = self.method(line)
+        if method.search and self.tune is not None:
+            return search.draw(method.search, self.tune.trials or 0, self.tune.seed)
+        return search.points(method.grid)
+
+    def extra_trials(self, line: str) -> int:
+        """How many points are to be added to the line's grid once it has a winner."""
+        return self.tune.extend if self.tune is not None and self.method(line).grid else 0
+
+    def tuning(self, line: str) -> list[Point]:
+        """The runs that search the line's settings; none where there is nothing to search, or where it is done for
+        another model."""
+        method = self.method(line)
+        if not (method.grid or method.search) or self.lines[line].tuned_as != line:
             return []
-        return [self._point(name, "tune", choice, self.tune.seed, self.tune.overrides) for choice in method.points]
+        return [self.trial(line, choice) for choice in self.choices(line)]
 
-    def confirmation(self, name: str, choice: dict[str, Any]) -> list[Point]:
-        """The runs that the figure draws, for one choice of the method's grid."""
-        return [self._point(name, "confirm", choice, seed, []) for seed in self.seeds]
+    def trial(self, line: str, choice: Choice) -> Point:
+        """The tuning run of one choice."""
+        assert self.tune is not None
+        return self._point(line, "tune", choice, self.tune.seed, self.tune.overrides)
 
-    def _point(self, name: str, role: str, choice: dict[str, Any], seed: int, extra: Sequence[str]) -> Point:
-        method = self.methods[name]
+    def confirmation(self, line: str, choice: Choice) -> list[Point]:
+        """The runs that the figure draws, for one choice."""
+        return [self._point(line, "confirm", choice, seed, ()) for seed in self.lines[line].seeds]
+
+    def _point(self, line: str, role: str, choice: Choice, seed: int, extra: Sequence[str]) -> Point:
         chosen = [override(key, value) for key, value in choice.items()]
-        first = (f"optimizer={method.optimizer}", f"seed={seed}", f"tracker.group={self.name}")
-        return Point(name, role, choice, seed, (*first, *self.common, *method.overrides, *extra, *chosen))
+        group = f"tracker.group={self.runs or self.name}"
+        first = (f"optimizer={self.method(line).optimizer}", f"seed={seed}", group)
+        return Point(line, role, choice, seed, (*first, *self.lines[line].overrides, *extra, *chosen))
 
 
 def load(name: str) -> Experiment:
     """The experiment of that name in `experiments/`, or at that path if it ends in `.yaml`; `2` means `figure2`."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+    from kfacrnn import experiment_file  # which is made of what is above
 
-    path = _path(name)
-    try:
-        content = OmegaConf.load(path)
-        merged = OmegaConf.merge(OmegaConf.structured(Experiment), content, {"name": path.stem})
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            raise UserError(f"{path}: {missing[0]} has no value")
-        experiment = OmegaConf.to_object(merged)
-    except YAMLError as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {_explain(error)}") from error
-    assert isinstance(experiment, Experiment)
-    for problem in settings.problems(experiment):
-        raise UserError(f"{path}: {problem}")
-    return experiment
+    return experiment_file.read(experiment_file.find(name))
 
 
-def override(key: str, value: Any) -> str:
-    """`key=value` in Hydra's grammar."""
-    return f"{key}={_literal(value)}"
+def _style(style: str) -> Iterator[str]:
+    if style not in STYLES:
+        yield f"style={style}: must be one of {', '.join(STYLES)}"
 
 
-def refuse_own_keys(overrides: Sequence[str]) -> None:
-    """Refuses overrides that would set what the experiment itself sets from run to run."""
-    for problem in _own_keys("overrides", overrides):
-        raise UserError(problem)
-
-
-def _literal(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(_literal, value))}]"
-    if isinstance(value, str) and not re.fullmatch(r"[\w./~@-]+", value):
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"'{escaped}'"
-    return str(value)
-
-
-def _own_keys(where: str, overrides: Sequence[str] | dict[str, Any]) -> Iterator[str]:
-    for entry in overrides:
-        key = entry.split("=", 1)[0].lstrip("+~")
-        if key in OWN_KEYS:
-            yield f"{where}: {entry}: is set by {OWN_KEYS[key]}"
-
-
-def _path(name: str) -> Path:
-    if name.endswith(".yaml"):
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise UserError(f"no such experiment: {path} is no file")
-        return path
-    folder = discovery.resource("experiments")
-    name = f"figure{name}" if name.isdigit() else name
-    if name not in discovery.yaml_names(folder):
-        raise UserError(discovery.unknown("experiment", name, discovery.yaml_names(folder)))
-    return folder / f"{name}.yaml"
-
-
-def _explain(error: Any) -> str:
-    """One line for an error of OmegaConf's: the key and what is wrong with it."""
-    if error.key is None:
-        return str(error).splitlines()[0]
-    key = error.full_key or error.key
-    schema = error.object_type
-    valid = [field.name for field in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else []
-    if valid and error.key not in valid:
-        near = difflib.get_close_matches(str(error.key), valid, n=1)
-        return f"no such key: {key}" + (f"; did you mean '{near[0]}'?" if near else f" (there are: {', '.join(valid)})")
-    return f"{key}: {str(error).splitlines()[0]}"
+def _seeds(seeds: Sequence[int]) -> Iterator[str]:
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        yield f"seeds={seeds}: must be one or more different seeds, none below 0"

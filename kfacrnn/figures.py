@@ -15,9 +15,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kfacrnn import experiment
+from kfacrnn import benched, experiment
+from kfacrnn.benched import Cost
 from kfacrnn.config import NUMERICS_VERSION
-from kfacrnn.curves import Curve, Row, check_conversion, conversion, over_seconds, over_updates
+from kfacrnn.curves import (
+    PANELS,
+    Curve,
+    Row,
+    check_conversion,
+    conversion,
+    over_benched_seconds,
+    over_seconds,
+    over_updates,
+)
 from kfacrnn.discovery import unknown
 from kfacrnn.errors import UserError
 from kfacrnn.experiment import Experiment
@@ -61,27 +71,42 @@ def figure(
 def collect(plan: Plan) -> tuple[list[Row], dict[str, Any]]:
     """The figure's rows from the finished runs of a plan, and where each of its lines comes from."""
     described, picture = plan.experiment, plan.experiment.figure
-    lines = {method: [planned for planned in plan.confirmation(method) if planned.finished] for method in plan.methods}
+    lines = {line: [planned for planned in plan.confirmation(line) if planned.finished] for line in plan.lines}
     if not any(lines.values()):
         raise UserError(f"{described.name} has no finished run in {plan.store.root}; kfacrnn sweep {described.name}")
-    for method, finished in lines.items():
-        if len(finished) < len(described.seeds):
-            print(f"{method}: {len(finished)} of {len(described.seeds)} runs are finished", file=sys.stderr)
+    for line, finished in lines.items():
+        expected = len(described.lines[line].seeds)
+        if len(finished) < expected:
+            print(f"{line}: {len(finished)} of {expected} runs are finished", file=sys.stderr)
     runs = [planned for finished in lines.values() for planned in finished]
     task = runs[0].folder.meta()["task"]
     _check_chance(described, task)
+    costs = {line: _cost(plan, finished) for line, finished in lines.items()} if picture.benched_seconds else {}
     if "seconds" in picture.panels and not picture.mix_hardware:
-        _check_hardware(planned for planned in runs if _undisturbed(planned))
+        _check_hardware(
+            [planned for planned in runs if _undisturbed(planned)], [cost for cost in costs.values() if cost]
+        )
     convert = conversion(task["metric"] if picture.y.metric.endswith("/metric") else "nats")
-    rows: list[Row] = []
-    for method, finished in lines.items():
+    rows = [Row("trials", line, count, None, None, None, 1) for line, count in plan.unequal_trials().items()]
+    for line, finished in lines.items():
         curves = {planned: _curve(planned, picture.y.metric, task["metric"]) for planned in finished}
-        rows += over_updates(method, list(curves.values()), convert)
-        rows += over_seconds(method, [curve for planned, curve in curves.items() if _undisturbed(planned)], convert)
+        against_updates = over_updates(line, list(curves.values()), convert)
+        rows += against_updates
+        rows += over_seconds(line, [curve for planned, curve in curves.items() if _undisturbed(planned)], convert)
+        cost = costs.get(line)
+        if cost:
+            rows += over_benched_seconds(against_updates, cost.seconds)
         ends = sorted(planned.folder.status()["update"] for planned, curve in curves.items() if curve.diverged)
-        rows += [Row("diverged", method, update, None, None, None, 1) for update in ends]
-    rows.sort(key=lambda row: (*experiment.PANELS, "diverged").index(row.panel))
-    return rows, _provenance(plan, lines, task)
+        rows += [Row("diverged", line, update, None, None, None, 1) for update in ends]
+    rows.sort(key=lambda row: PANELS.index(row.panel))
+    return rows, _provenance(plan, lines, task, costs)
+
+
+def _cost(plan: Plan, finished: Sequence[PlannedRun]) -> Cost | None:
+    """The benched cost of a line's updates if none of its runs had the machine to itself."""
+    if not finished or any(_undisturbed(planned) for planned in finished):
+        return None
+    return benched.cost(finished[0].run, plan.store.root)
 
 
 def _curve(planned: PlannedRun, metric: str, name: str) -> Curve:
@@ -113,21 +138,23 @@ def _check_chance(described: Experiment, task: dict[str, Any]) -> None:
         )
 
 
-def _check_hardware(runs: Iterable[PlannedRun]) -> None:
-    machines: dict[str, str] = {}
+def _check_hardware(runs: Iterable[PlannedRun], costs: Iterable[Cost]) -> None:
+    machines = {_machine(cost.hardware): cost.file for cost in costs}
     for planned in runs:
         for session in planned.folder.meta()["sessions"]:
-            machines.setdefault(_machine(session), planned.run.run_id)
+            machines.setdefault(_machine(session["hardware"]), f"run {planned.run.run_id}")
     if len(machines) > 1:
-        found = "; ".join(f"{machine} (run {run_id})" for machine, run_id in sorted(machines.items()))
+        found = "; ".join(f"{machine} ({where})" for machine, where in sorted(machines.items()))
         raise UserError(f"a time axis would mix hardware: {found}; figure.mix_hardware: true allows it")
 
 
-def _machine(session: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in session["hardware"].items())
+def _machine(hardware: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in hardware.items())
 
 
-def _provenance(plan: Plan, lines: dict[str, list[PlannedRun]], task: dict[str, Any]) -> dict[str, Any]:
+def _provenance(
+    plan: Plan, lines: dict[str, list[PlannedRun]], task: dict[str, Any], costs: dict[str, Cost | None]
+) -> dict[str, Any]:
     described = plan.experiment
     return {
         "experiment": described.name,
@@ -136,30 +163,37 @@ def _provenance(plan: Plan, lines: dict[str, list[PlannedRun]], task: dict[str, 
         "task": task,
         "metric": described.figure.y.metric,
         "numerics_version": NUMERICS_VERSION,
-        "lines": [_line(plan, method, finished) for method, finished in lines.items()],
+        "unequal_trials": plan.unequal_trials(),
+        "lines": [_line(plan, line, finished, costs.get(line)) for line, finished in lines.items()],
     }
 
 
-def _line(plan: Plan, method: str, finished: list[PlannedRun]) -> dict[str, Any]:
-    described, winner, trials = plan.experiment, plan.winner(method), plan.tuning[method]
+def _line(plan: Plan, name: str, finished: list[PlannedRun], cost: Cost | None) -> dict[str, Any]:
+    described, line = plan.experiment, plan.experiment.lines[name]
+    winner, trials = plan.winner(name), plan.trials(name)
     scores = [trial.score(described.select) if trial.finished else math.inf for trial in trials]
-    states = {planned.point.seed: planned.folder.state() for planned in plan.confirmation(method)}
+    states = {planned.point.seed: planned.folder.state() for planned in plan.confirmation(name)}
     return {
-        "line": method,
-        "label": described.methods[method].label or method,
-        "optimizer": described.methods[method].optimizer,
+        "line": name,
+        "label": line.label,
+        "method": line.method,
+        "model": line.model,
+        "optimizer": described.methods[line.method].optimizer,
         "chosen": winner.point.choice if winner else {},
-        "selection": str(described.select) if trials else None,
+        "chosen_by": line.tuned_as if winner else None,
+        "on_an_edge": plan.edges(name),
+        "selection": str(described.select) if winner else None,
         "trials": [
             _run(trial) | {"choice": trial.point.choice, "score": score if math.isfinite(score) else None}
             for trial, score in zip(trials, scores, strict=True)
         ],
         "runs": [_run(planned) for planned in finished],
+        "benched": dataclasses.asdict(cost) if cost else None,
         "seeds": {
             "used": [planned.point.seed for planned in finished],
             "diverged": [seed for seed, state in states.items() if state == "diverged"],
             "failed": [seed for seed, state in states.items() if state == "failed"],
-            "missing": [seed for seed in described.seeds if states.get(seed) not in ("done", "diverged", "failed")],
+            "missing": [seed for seed in line.seeds if states.get(seed) not in ("done", "diverged", "failed")],
         },
     }
 
@@ -173,7 +207,7 @@ def _run(planned: PlannedRun) -> dict[str, Any]:
         "updates": planned.run.budget.updates,
         "overrides": list(planned.overrides),
         "commits": sorted({f"{s['commit']}{' and changes' if s['dirty'] else ''}" for s in sessions}),
-        "hardware": sorted({_machine(session) for session in sessions}),
+        "hardware": sorted({_machine(session["hardware"]) for session in sessions}),
         "jobs": max((session["jobs"] for session in sessions), default=None),
     }
 
@@ -196,8 +230,8 @@ def _from_csv(path: Path, described: Experiment) -> list[Row]:
         raise UserError(f"{path}: the first line must be {','.join(COLUMNS)}")
     rows = []
     for cells in reader:
-        if cells["line"] not in described.methods:
-            raise UserError(f"{path}: {unknown(f'method in {described.name}', cells['line'], described.methods)}")
+        if cells["line"] not in described.lines:
+            raise UserError(f"{path}: {unknown(f'line in {described.name}', cells['line'], described.lines)}")
         median, low, high = (float(cells[key]) if cells[key] else None for key in ("median", "low", "high"))
         rows.append(Row(cells["panel"], cells["line"], float(cells["x"]), median, low, high, int(cells["n"])))
     return rows

@@ -13,9 +13,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kfacrnn import config, discovery
+from kfacrnn import benched, config, discovery, search
 from kfacrnn.errors import UserError
-from kfacrnn.experiment import Experiment, Point, Select, refuse_own_keys
+from kfacrnn.experiment import Experiment, Point, Select
+from kfacrnn.overrides import refuse_own_keys
+from kfacrnn.search import Choice
 from kfacrnn.store import FINISHED, RunFolder, Store
 
 
@@ -47,7 +49,10 @@ class PlannedRun:
 
 
 class Plan:
-    """The runs of an experiment. Composing checks every tuning run; `validate` checks the others too."""
+    """The runs of an experiment. Composing checks every tuning run; `validate` checks the others too.
+
+    `lines` are the names of its lines; `tuning` has, for each, the trials that are known from the start.
+    """
 
     def __init__(self, experiment: Experiment, results: str, overrides: Sequence[str] = (), only: Sequence[str] = ()):
         refuse_own_keys(overrides)
@@ -56,10 +61,10 @@ class Plan:
                 raise UserError(discovery.unknown(f"method in {experiment.name}", method, experiment.methods))
         self.experiment = experiment
         self.store = Store(results)
-        self.methods = [method for method in experiment.methods if not only or method in only]
+        self.lines = [name for name, line in experiment.lines.items() if not only or line.method in only]
         self._overrides = tuple(overrides)
         self._composed: dict[tuple[str, ...], config.Run] = {}
-        self.tuning = {method: [self._planned(point) for point in experiment.tuning(method)] for method in self.methods}
+        self.tuning = {line: [self._planned(point) for point in experiment.tuning(line)] for line in self.lines}
 
     def _planned(self, point: Point) -> PlannedRun:
         overrides = (*point.overrides, *self._overrides)
@@ -68,48 +73,99 @@ class Plan:
             try:
                 self._composed[seedless] = config.compose(overrides)
             except UserError as error:
-                where = f"{self.experiment.name}, method {point.method}, {point.role} {point}"
+                where = f"{self.experiment.name}, method {point.line}, {point.role} {point}"
                 raise UserError(f"{where}: {error}") from error
         run = dataclasses.replace(self._composed[seedless], seed=point.seed)
         return PlannedRun(point, overrides, run, self.store.folder(run))
 
     def validate(self) -> None:
         """Composes the confirmation of every choice of every grid. Raises `UserError` for the first bad one."""
-        for method in self.methods:
-            for choice in self.experiment.methods[method].points:
-                self._planned(self.experiment.confirmation(method, choice)[0])
+        for line in self.lines:
+            for choice in self.experiment.choices(line):
+                self._planned(self.experiment.confirmation(line, choice)[0])
 
-    def winner(self, method: str) -> PlannedRun | None:
-        """The best tuning run of a method; None before all of them are finished, and when none of them can be chosen.
-        Ties go to the first in the grid."""
-        trials = self.tuning[method]
+    def trials(self, line: str) -> list[PlannedRun]:
+        """The tuning runs of a line as far as they are known: once all of them are finished, a grid is extended by one
+        more, beside the best so far, until it has had its extra trials or there is no place for one."""
+        trials = list(self.tuning[line])
+        for _ in range(self.experiment.extra_trials(line) if trials else 0):
+            best = self._best(trials)
+            extra = self._extra_trial(line, trials, best) if best else None
+            if extra is None:
+                break
+            trials.append(extra)
+        return trials
+
+    def _extra_trial(self, line: str, trials: Sequence[PlannedRun], best: PlannedRun) -> PlannedRun | None:
+        tried = [trial.point.choice for trial in trials]
+        for choice in search.candidates(self.experiment.method(line).grid, tried, best.point.choice):
+            try:
+                self._planned(self.experiment.confirmation(line, choice)[0])
+                return self._planned(self.experiment.trial(line, choice))
+            except UserError:  # beyond what the setting may be, such as a momentum of 1.1
+                continue
+        return None
+
+    def _best(self, trials: Sequence[PlannedRun]) -> PlannedRun | None:
+        """None before all of them are finished, and when none of them can be chosen. Ties go to the first."""
         if not trials or not all(trial.finished for trial in trials):
             return None
         scores = [trial.score(self.experiment.select) for trial in trials]
         return trials[scores.index(min(scores))] if min(scores) < math.inf else None
 
-    def confirmation(self, method: str) -> list[PlannedRun]:
-        """The runs that the figure draws; none while the winner of the grid is not known."""
-        if not self.tuning[method]:
-            return [self._planned(point) for point in self.experiment.confirmation(method, {})]
-        winner = self.winner(method)
-        if winner is None:
-            return []
-        return [self._planned(point) for point in self.experiment.confirmation(method, winner.point.choice)]
+    def winner(self, line: str) -> PlannedRun | None:
+        """The tuning run that chose the settings of a line, perhaps on another model; None while it is not known."""
+        return self._best(self.trials(self.experiment.lines[line].tuned_as))
+
+    def edges(self, line: str) -> list[str]:
+        """The settings that the line's winner has the least or the greatest tried value of."""
+        source = self.experiment.lines[line].tuned_as
+        winner, tried = self.winner(line), [trial.point.choice for trial in self.trials(source)]
+        return search.edges(self.experiment.method(line).grid, tried, winner.point.choice) if winner else []
+
+    def unequal_trials(self) -> dict[str, int]:
+        """How many trials each tuned line has, if these are not the same for all of them; else nothing. A line without
+        a search is not meant: it has the settings that it is shipped with."""
+        counts = {line: self.trial_count(line) for line in self.lines if self.tuning[line]}
+        return counts if len(set(counts.values())) > 1 else {}
+
+    def trial_count(self, line: str) -> int:
+        """How many trials the line will have in all."""
+        return len(self._all_trials(line))
+
+    def _all_trials(self, line: str) -> list[PlannedRun]:
+        """The trials, with stand-ins for those that are not known yet."""
+        trials = self.trials(line)
+        if trials and not all(trial.finished for trial in trials):
+            total = len(self.tuning[line]) + self.experiment.extra_trials(line)
+            trials += [trials[0]] * (total - len(trials))
+        return trials
+
+    def confirmation(self, line: str) -> list[PlannedRun]:
+        """The runs that the figure draws; none while the winner of the search is not known."""
+        choice: Choice = {}
+        if self.tuning[self.experiment.lines[line].tuned_as]:
+            winner = self.winner(line)
+            if winner is None:
+                return []
+            choice = winner.point.choice
+        return [self._planned(point) for point in self.experiment.confirmation(line, choice)]
 
     def known(self) -> Iterator[PlannedRun]:
         """Every run that is known by now, tuning first."""
-        for method in self.methods:
-            yield from self.tuning[method]
-        for method in self.methods:
-            yield from self.confirmation(method)
+        for line in self.lines:
+            yield from self.trials(line)
+        for line in self.lines:
+            yield from self.confirmation(line)
 
     def unknown(self) -> Iterator[PlannedRun]:
-        """Stand-ins, of equal length, for the runs that will be known when a grid has its winner."""
-        for method in self.methods:
-            if not self.confirmation(method):
-                first = self.experiment.methods[method].points[0]
-                yield from (self._planned(point) for point in self.experiment.confirmation(method, first))
+        """Stand-ins, of equal length, for the runs that will be known when a search is further."""
+        for line in self.lines:
+            yield from self._all_trials(line)[len(self.trials(line)) :]
+        for line in self.lines:
+            if not self.confirmation(line):
+                first = self.experiment.choices(line)[0]
+                yield from (self._planned(point) for point in self.experiment.confirmation(line, first))
 
     def counts(self) -> tuple[Counter[str], int]:
         """How many known runs are in each state (`missing` for none), and how many runs there will be in all."""
@@ -123,18 +179,22 @@ class Plan:
         return sum(planned.update for planned in known), total
 
     def seconds_left(self) -> float | None:
-        """Seconds of training still to be done, one run at a time; None before the first row of the first run."""
-        rates: dict[str, list[float]] = {method: [] for method in self.methods}
-        left: Counter[str] = Counter()
+        """Seconds of training still to be done, one run at a time: at the rate of the line's own runs, else at that of
+        the benchmarks, else at that of the other lines. None where there is nothing of these."""
+        measured: dict[str, list[float]] = {line: [] for line in self.lines}
+        left: list[tuple[PlannedRun, int]] = [(stand_in, stand_in.run.budget.updates) for stand_in in self.unknown()]
         for planned in self.known():
-            method = planned.point.method
-            left[method] += planned.run.budget.updates - planned.update
+            left.append((planned, planned.run.budget.updates - planned.update))
             rows = planned.folder.rows()
             if rows:
-                rates[method].append(float(rows[-1]["time_wall_s"]) / int(rows[-1]["update"]))
-        for planned in self.unknown():
-            left[planned.point.method] += planned.run.budget.updates
-        measured = [rate for known_rates in rates.values() for rate in known_rates]
-        if not measured:
+                measured[planned.point.line].append(float(rows[-1]["time_wall_s"]) / int(rows[-1]["update"]))
+        rates = {line: statistics.fmean(own) for line, own in measured.items() if own}
+        for planned, _ in left:
+            if planned.point.line not in rates:
+                estimate = benched.estimate(planned.run, self.store.root)
+                if estimate is not None:
+                    rates[planned.point.line] = estimate
+        if not rates:
             return None
-        return sum(left[m] * statistics.fmean(rates[m] or measured) for m in self.methods)
+        other = statistics.fmean(rates.values())
+        return sum(updates * rates.get(planned.point.line, other) for planned, updates in left)

@@ -11,20 +11,18 @@ import contextlib
 import os
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from kfacrnn import experiment, tables
+from kfacrnn import experiment, standing
 from kfacrnn.errors import UserError
-from kfacrnn.experiment import override
+from kfacrnn.overrides import override
 from kfacrnn.plan import Plan, PlannedRun
-from kfacrnn.progress import Progress, duration
+from kfacrnn.progress import Progress
 
 POLL = 0.2  # seconds
 
@@ -45,8 +43,8 @@ def sweep(
         raise UserError(f"--jobs {jobs}: must be at least 1")
     plan = Plan(experiment.load(name), results, overrides, only)
     plan.validate()
-    print(_runs(plan))
-    print(f"{_line(plan)}; {_estimate(plan, jobs)}", flush=True)
+    print(standing.runs(plan))
+    print(f"{standing.summary(plan)}; {standing.estimate(plan, jobs)}", flush=True)
     if dry_run:
         return 0
     launcher = Launcher(plan, results, jobs, retry_failed)
@@ -57,17 +55,17 @@ def sweep(
         command = shlex.join(["kfacrnn", "sweep", name, *flags, f"--results={results}", *overrides])
         print(f"stopped; every run has a checkpoint. Continue with: {command}")
         return 130
-    print(_line(plan))
-    for problem in _unfinished(plan):
+    print("\n".join([standing.summary(plan), *standing.remarks(plan)]))
+    problems = list(standing.unfinished(plan))
+    for problem in problems:
         print(f"kfacrnn: {problem}", file=sys.stderr)
-    return 1 if any(_unfinished(plan)) else 0
+    return 1 if problems else 0
 
 
 def status(name: str, *, results: str, overrides: Sequence[str] = ()) -> int:
     """Prints how far an experiment is; works from any shell while a sweep runs."""
     plan = Plan(experiment.load(name), results, overrides)
-    print(_line(plan))
-    print(tables.plain(("method", "tuning", "chosen", "runs", "last train/metric"), [*_methods(plan)]))
+    print("\n".join([standing.summary(plan), standing.lines(plan), *standing.remarks(plan)]))
     return 0
 
 
@@ -81,7 +79,7 @@ class Child:
 
 
 class Launcher:
-    """Keeps `jobs` processes busy with the unfinished runs of a plan; a grid's winner is confirmed once it is known."""
+    """Keeps `jobs` processes busy with the unfinished runs of a plan, also with those that results decide on."""
 
     def __init__(self, plan: Plan, results: str, jobs: int, retry_failed: bool):
         self._plan, self._results, self._jobs = plan, results, jobs
@@ -170,7 +168,7 @@ def _log(planned: PlannedRun) -> Path:
 def _ending(planned: PlannedRun, code: int) -> str:
     """One line on a process that has ended: how, and for a bad end where to read on."""
     status, rows = planned.folder.status(), planned.folder.rows()
-    title = f"{planned.point.method}, {planned.point.role} {planned.point} (run {planned.run.run_id})"
+    title = f"{planned.point.line}, {planned.point.role} {planned.point} (run {planned.run.run_id})"
     if code == 0:
         value = f", train/metric {float(rows[-1]['train/metric']):.4g}" if rows else ""
         return f"{status.get('state', 'not started')}: {title} at update {status.get('update', 0)}{value}"
@@ -180,61 +178,3 @@ def _ending(planned: PlannedRun, code: int) -> str:
     lines = _log(planned).read_text(errors="replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
     return f"FAILED: {title}: {how}; {_log(planned)} ends: {last}"
-
-
-def _unfinished(plan: Plan) -> Iterator[str]:
-    """Why an experiment that nothing is running of any more is not complete."""
-    counts, _ = plan.counts()
-    if counts["failed"]:
-        yield f"{counts['failed']} failed; --retry-failed runs them again"
-    if counts["interrupted"] or counts["missing"]:
-        yield f"{counts['interrupted'] + counts['missing']} stopped or not started; the same command continues them"
-    if counts["running"]:
-        yield f"{counts['running']} are being written by another process; the same command takes up what it leaves"
-    for method in plan.methods:
-        if not plan.confirmation(method) and all(trial.finished for trial in plan.tuning[method]):
-            yield f"method {method}: no tuning run can be chosen, all of them diverged; mend its grid"
-
-
-def _line(plan: Plan) -> str:
-    """`37/60 done, 2 failed, 1 diverged, 3 running, ETA 3 h 10 m`."""
-    counts, total = plan.counts()
-    parts = [f"{counts['done']}/{total} done"]
-    parts += [f"{counts[state]} {state}" for state in ("failed", "diverged", "interrupted", "running") if counts[state]]
-    if counts["running"]:
-        seconds = plan.seconds_left()
-        parts.append("ETA unknown" if seconds is None else f"ETA {duration(seconds / counts['running'])}")
-    return ", ".join(parts)
-
-
-def _estimate(plan: Plan, jobs: int) -> str:
-    seconds = plan.seconds_left()
-    if seconds is None:
-        return "no estimate before the first rows of the first run"
-    return f"about {duration(seconds / jobs)} to go with --jobs {jobs}"
-
-
-def _runs(plan: Plan) -> str:
-    rows: list[tuple[Any, ...]] = []
-    for planned in plan.known():
-        point, state = planned.point, planned.folder.state()
-        progress = f"{planned.update}/{planned.run.budget.updates}"
-        rows.append((point.method, point.role, str(point), planned.run.run_id, state or "to do", progress))
-    for planned in plan.unknown():
-        point, updates = planned.point, planned.run.budget.updates
-        rows.append((point.method, point.role, f"the winner, seed={point.seed}", "", "to do", f"0/{updates}"))
-    return tables.plain(("method", "role", "settings", "run", "state", "updates"), rows)
-
-
-def _methods(plan: Plan) -> Iterator[tuple[Any, ...]]:
-    for method in plan.methods:
-        trials, confirmation, winner = plan.tuning[method], plan.confirmation(method), plan.winner(method)
-        choice = winner.point.choice if winner else {}
-        last = [float(p.folder.rows()[-1]["train/metric"]) for p in confirmation if p.folder.rows()]
-        yield (
-            method,
-            f"{sum(trial.finished for trial in trials)}/{len(trials)}" if trials else None,
-            " ".join(override(key, value) for key, value in choice.items()),
-            f"{sum(p.finished for p in confirmation)}/{len(plan.experiment.seeds)}",
-            f"{statistics.median(last):.4g}" if last else None,
-        )

@@ -8,6 +8,7 @@ import pytest
 
 from kfacrnn import config, discovery, experiment
 from kfacrnn.errors import UserError
+from kfacrnn.overrides import override
 from kfacrnn.plan import Plan
 
 WHOLE = """\
@@ -70,7 +71,7 @@ def test_a_method_without_a_grid_has_nothing_to_tune(tmp_path: Path) -> None:
 def test_values_are_written_so_that_hydra_reads_them_back(value: object, text: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    written = experiment.override("key", value)
+    written = override("key", value)
     assert written == f"key={text}"
     assert OverridesParser.create().parse_override(written).value() == value
 

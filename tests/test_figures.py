@@ -210,7 +210,7 @@ def test_a_csv_that_does_not_belong_to_the_experiment_is_refused(tmp_path: Path)
     with pytest.raises(UserError, match=r"cannot read .*tiny\.csv"):
         figures.figure(path, results=str(tmp_path), source="csv", out=str(tmp_path))
     (tmp_path / "tiny.csv").write_text("panel,line,x,median,low,high,n\nupdates,Adamm,1,1,1,1,1\n")
-    with pytest.raises(UserError, match="no such method in tiny: 'Adamm'; did you mean 'Adam'"):
+    with pytest.raises(UserError, match="no such line in tiny: 'Adamm'; did you mean 'Adam'"):
         figures.figure(path, results=str(tmp_path), source="csv", out=str(tmp_path))
     (tmp_path / "tiny.csv").write_text("line,x,y\n")
     with pytest.raises(UserError, match="the first line must be panel,line,x,median,low,high,n"):

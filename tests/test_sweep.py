@@ -99,11 +99,12 @@ def test_status_tells_the_choice_and_how_far_each_method_is(
 ) -> None:
     path, results, _ = tuned
     sweep.status(path, results=str(results))
-    first, _, sgd, adam = capsys.readouterr().out.splitlines()
+    first, _, sgd, adam, edge = capsys.readouterr().out.splitlines()
     assert first == "4/4 done"
     assert sgd.split()[:2] == ["SGD", "2/2"]
     assert "optimizer.lr=" in sgd
     assert adam.split()[:2] == ["Adam", "1/1"]
+    assert edge == "SGD: the winner is on an edge of what was tried: optimizer.lr"
 
 
 @pytest.mark.usefixtures("no_processes")

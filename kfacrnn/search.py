@@ -1,0 +1,122 @@
+"""Where a method's settings are looked for: the points of a grid and what extends it, or points drawn at random.
+
+Pure functions of what an experiment's YAML says and of which points have been tried. An *axis* is a setting with its
+values, a *choice* has one value of each axis.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Choice = dict[str, Any]
+Grid = Mapping[str, Sequence[Any]]
+Space = Mapping[str, Mapping[str, Sequence[Any]]]  # key → {kind: what it is drawn from}
+
+KINDS = ("log_uniform", "uniform", "choice")
+DIGITS = 3  # of drawn and added values, so that the overrides can be read
+
+
+def points(grid: Grid) -> list[Choice]:
+    """Every combination of the grid's values, the last key varying fastest; one empty choice without a grid."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def problems(space: Space, trials: int | None) -> Iterator[str]:
+    """What is wrong with a space to draw from, a line each."""
+    for key, axis in space.items():
+        if len(axis) != 1 or not set(axis) <= set(KINDS):
+            yield f"{key}: {', '.join(axis) or 'nothing'}: must be one of {', '.join(KINDS)}"
+            continue
+        ((kind, values),) = axis.items()
+        if kind == "choice":
+            if not values:
+                yield f"{key}: choice: has no values"
+            continue
+        ascending = len(values) == 2 and all(map(_is_number, values)) and values[0] < values[1]
+        if not ascending or not all(map(math.isfinite, values)) or (kind == "log_uniform" and values[0] <= 0):
+            positive = " above 0" if kind == "log_uniform" else ""
+            yield f"{key}: {kind}: {list(values)}: must be two numbers{positive}, the lower one first"
+    sizes = [len(axis["choice"]) if "choice" in axis else math.inf for axis in space.values()]
+    if trials is not None and 0 < math.prod(sizes) < trials:
+        yield f"has {math.prod(sizes)} points, fewer than tune.trials={trials}"
+
+
+def draw(space: Space, trials: int, seed: int) -> list[Choice]:
+    """`trials` different points. Every axis has a stream of its own, so that methods which share an axis are given the
+    same values of it, and only `random()` is used, which Python promises never to change."""
+    streams = {key: random.Random(f"{seed} {key}") for key in space}
+    drawn: list[Choice] = []
+    while len(drawn) < trials:
+        choice = {key: _value(axis, streams[key].random()) for key, axis in space.items()}
+        if choice not in drawn:
+            drawn.append(choice)
+    return drawn
+
+
+def candidates(grid: Grid, tried: Sequence[Choice], winner: Choice) -> Iterator[Choice]:
+    """Points beside the grid's `winner` that are not among the `tried` ones, the most wanted first.
+
+    For every axis on whose edge it sits, the next value outward, at the ratio of the last two; the axis with fewest
+    additions goes first. Then the geometric means of its value and the neighbouring ones. Axes that are not spaced
+    logarithmically have neither.
+    """
+    axes = {key: _values(key, tried) for key in grid if _is_logarithmic(grid[key])}
+    added = {key: len(values) - len(set(grid[key])) for key, values in axes.items()}
+    outward = [
+        (key, _rounded(edge * edge / inner, grid[key]))
+        for key, values in sorted(axes.items(), key=lambda axis: added[axis[0]])
+        for edge, inner in ((values[-1], values[-2]), (values[0], values[1]))
+        if winner[key] == edge
+    ]
+    between = [
+        (key, _rounded(math.sqrt(low * high), grid[key]))
+        for key, values in axes.items()
+        for low, high in reversed(list(itertools.pairwise(values)))
+        if winner[key] in (low, high)
+    ]
+    for key, value in (*outward, *between):
+        choice = {**winner, key: value}
+        if choice not in tried:
+            yield choice
+
+
+def edges(grid: Grid, tried: Sequence[Choice], winner: Choice) -> list[str]:
+    """The axes of numbers on which the winner has the least or the greatest value of all that were tried."""
+    numeric = [key for key, values in grid.items() if len(set(values)) > 1 and all(map(_is_number, values))]
+    return [key for key in numeric if winner[key] in (_values(key, tried)[0], _values(key, tried)[-1])]
+
+
+def _value(axis: Mapping[str, Sequence[Any]], share: float) -> Any:
+    ((kind, values),) = axis.items()
+    if kind == "choice":
+        return values[int(share * len(values))]
+    low, high = values
+    value = low * (high / low) ** share if kind == "log_uniform" else low + share * (high - low)
+    return _rounded(value, ())
+
+
+def _values(key: str, tried: Sequence[Choice]) -> list[Any]:
+    return sorted({choice[key] for choice in tried})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_logarithmic(values: Sequence[Any]) -> bool:
+    """Whether ratios between neighbours are more alike than differences. Two positive values count as such."""
+    if len(set(values)) < 2 or not all(_is_number(value) and value > 0 for value in values):
+        return False
+    pairs = list(itertools.pairwise(sorted(set(values))))
+    ratios, differences = [high / low for low, high in pairs], [high - low for low, high in pairs]
+    return max(ratios) / min(ratios) <= max(differences) / min(differences)
+
+
+def _rounded(value: float, axis: Sequence[Any]) -> float | int:
+    """To three significant digits; a whole number on an axis of whole numbers stays one."""
+    short = float(f"{value:.{DIGITS}g}")
+    return int(short) if axis and short.is_integer() and all(isinstance(other, int) for other in axis) else short
