@@ -13,7 +13,7 @@ from kfacrnn import __version__
 from kfacrnn.errors import UserError
 
 EXTRAS = {
-    "experiments": {"hydra", "omegaconf", "pandas", "matplotlib", "scipy", "rich", "filelock", "pooch"},
+    "experiments": {"hydra", "omegaconf", "pandas", "matplotlib", "scipy", "rich", "filelock", "pooch", "jinja2"},
     "wandb": {"wandb"},
     "torchtext": {"torchtext"},
 }
@@ -37,6 +37,7 @@ examples:
   kfacrnn bench dnc --reference-python ref/bin/python against the package dnc of PyPI, from an environment that has it
   kfacrnn bench scaling                               sizes of model and batch: about an hour, and a picture
   kfacrnn bench memory                                bytes of state, and the peak of a process that trains
+  kfacrnn bench experiment cost_char                  every line of an experiment, such as a study of settings
 
 Milliseconds are the mean over a whole cycle of updates, those with statistics and refreshes included. A machine that
 does something else as well gets a warning: its numbers are indicative only."""
@@ -114,6 +115,10 @@ def _parser() -> argparse.ArgumentParser:
     figure.add_argument("--from", dest="source", default="results", help="results (default) or csv")
     figure.add_argument("--out", metavar="DIR", help="where to write (default RESULTS/figures)")
 
+    report = command("report", _report, "one HTML page with every figure there is", "report")
+    report.add_argument("--results", default="results", metavar="DIR", help="the result store (default results)")
+    report.add_argument("--out", metavar="FILE", help="where to write (default RESULTS/report.html)")
+
     for sub in (sweep, status, figure):
         sub.add_argument("--results", default="results", metavar="DIR", help="the result store (default results)")
         sub.add_argument("overrides", nargs="*", help="Hydra overrides for every run, such as budget.updates=50")
@@ -140,8 +145,11 @@ def _add_benches(bench: argparse.ArgumentParser) -> None:
 
     def kind(name: str, help: str, tasks: Sequence[str]) -> argparse.ArgumentParser:
         sub = kinds.add_parser(name, help=help, description=help, epilog=f"more examples: {bench.prog} --help")
-        sub.set_defaults(run=_bench, module=name.replace("-", "_"), default_tasks=tasks)
-        sub.add_argument("--precision", default="fp32", metavar="fp32|bf16", help="of forward and backward passes")
+        sub.set_defaults(run=_bench, module=name.replace("-", "_"), default_tasks=tasks, precision="fp32")
+        if tasks:
+            sub.add_argument("--precision", default="fp32", metavar="fp32|bf16", help="of forward and backward passes")
+        else:
+            sub.add_argument("experiment", help="a name from experiments/, such as cost_char")
         sub.add_argument("--threads", type=int, default=2, metavar="N", help="of the process (default 2)")
         sub.add_argument("--rounds", type=int, metavar="N", help="at least 3; default: what fits into a minute or two")
         sub.add_argument("--out", default="results/bench", metavar="DIR", help="where to write (default results/bench)")
@@ -149,7 +157,7 @@ def _add_benches(bench: argparse.ArgumentParser) -> None:
         sub.add_argument("overrides", nargs="*", help="Hydra overrides for every run, such as task.hidden=1024")
         if len(tasks) > 1:
             sub.add_argument("--task", action="append", metavar="TASK", help=f"default: {', '.join(tasks)}")
-        if name != "lstm":
+        if tasks and name != "lstm":
             sub.add_argument("--optimizers", default="", metavar="A,B", help="these, and the one they are compared to")
         return sub
 
@@ -161,6 +169,7 @@ def _add_benches(bench: argparse.ArgumentParser) -> None:
     scaling.add_argument("--seconds", type=float, default=5.0, help="points with a longer step are skipped (default 5)")
     scaling.add_argument("--gigabytes", type=float, default=12.0, help="points that take more are skipped (default 12)")
     kind("memory", "bytes of an optimiser's state, and the peak of a process", every_task)
+    kind("experiment", "every line of an experiment, by SGD on the same model", ())
 
 
 def _train(arguments: list[str]) -> int:
@@ -207,6 +216,13 @@ def _figure(options: argparse.Namespace) -> int:
     return 0
 
 
+def _report(options: argparse.Namespace) -> int:
+    from kfacrnn import report
+
+    print(report.report(results=options.results, out=options.out))
+    return 0
+
+
 def _list(options: argparse.Namespace) -> int:
     from kfacrnn import listing
 
@@ -227,7 +243,7 @@ def _bench(options: argparse.Namespace) -> int:
         overrides=tuple(options.overrides),
         **{name: given[name] for name in shared},
     )
-    own = {name: given[name] for name in ("reference_python", "seconds", "gigabytes") if name in given}
+    own = {name: given[name] for name in ("reference_python", "seconds", "gigabytes", "experiment") if name in given}
     load("bench", options.module).bench(request, **own)
     return 0
 

@@ -256,6 +256,39 @@ def test_every_task_has_its_own_file_in_the_folder(tmp_path: Path, tiny_ptb: Pat
         assert (row["task"], row["dtype"]) == (task, "bf16")
 
 
+TWO_SETTINGS = """
+description: Statistics often and rarely
+common: [task=repeat_copy]
+seeds: [1]
+methods:
+  often: {optimizer: kfac_option1, overrides: [optimizer.statistics_every=1]}
+  rarely: {optimizer: kfac_option1, overrides: [optimizer.statistics_every=8]}
+figure:
+  title: Two settings
+  y: {metric: train/metric, label: nats, scale: linear}
+"""
+
+
+def test_the_lines_of_an_experiment_are_measured_with_their_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "settings.yaml").write_text(TWO_SETTINGS)
+    flags = ["--threads", "1", "--rounds", "3", "--out", tmp_path]
+    assert bench("experiment", tmp_path / "settings.yaml", *flags, *TINY) == 0
+    rows = content(tmp_path / "experiment-settings.json")["rows"]
+    assert [(row["line"], row["optimizer"]) for row in rows] == [
+        ("sgd", "sgd"),
+        ("often", "kfac_option1"),
+        ("rarely", "kfac_option1"),
+    ]
+    sgd, often, rarely = rows
+    assert sgd["ratio_to_sgd"] == 1
+    assert "statistics" in often["kinds"]
+    assert "plain" not in often["kinds"]
+    assert rarely["kinds"]["plain"]["frequency"] > 0.7
+    assert "rarely" in capsys.readouterr().out
+
+
 def test_memory_is_that_of_a_process_of_its_own(tmp_path: Path) -> None:
     ballast = torch.ones(2**27)  # 512 MB on the peak of this process
     del ballast
