@@ -27,6 +27,7 @@ class Method:
     optimizer: str = setting("file in configs/optimizer")
     overrides: list[str] = field(default_factory=list)
     grid: dict[str, list[Any]] = field(default_factory=dict)
+    cross: dict[str, list[Any]] = field(default_factory=dict)
     search: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     label: str | None = None
     style: str = "solid"
@@ -34,14 +35,23 @@ class Method:
 
     def check(self) -> Iterator[str]:
         yield from own_keys("overrides", self.overrides)
-        yield from own_keys("grid", self.grid)
-        yield from own_keys("search", self.search)
+        for kind in ("grid", "cross", "search"):
+            yield from own_keys(kind, getattr(self, kind))
         yield from (f"grid.{key}: has no values" for key, values in self.grid.items() if not values)
-        if self.grid and self.search:
-            yield "search: there is a `grid` as well; a method has one of them"
+        for key, values in self.cross.items():
+            if len(values) % 2 == 0:
+                yield f"cross.{key}: must have an odd number of values, for there to be a middle one"
+        kinds = [kind for kind in ("grid", "cross", "search") if getattr(self, kind)]
+        if len(kinds) > 1:
+            yield f"{kinds[1]}: there is a `{kinds[0]}` as well; a method has one of them"
         yield from _style(self.style)
         if self.marker is not None and self.marker not in MARKERS:
             yield f"marker={self.marker}: must be one of {', '.join(MARKERS)}"
+
+    @property
+    def axes(self) -> dict[str, list[Any]]:
+        """What of the method's search can be extended, or have edges."""
+        return self.grid or self.cross
 
 
 @dataclass
@@ -64,7 +74,7 @@ class Model:
 
 @dataclass
 class Tune:
-    """How settings are searched: `trials` points of a search, all points of a grid and then `extend` more."""
+    """How settings are searched: `trials` points of a search, all points of a grid or cross and then `extend` more."""
 
     seed: int = setting("seed of every tuning run and of what a search draws", at_least=0, at_most=2**31 - 1)
     overrides: list[str] = field(default_factory=list)
@@ -159,8 +169,8 @@ class Experiment:
     def _search_problems(self, method: Method) -> Iterator[str]:
         if self.models and method.style != "solid":
             yield f"style={method.style}: is the model's where there are `models`; a method may have a `marker`"
-        if method.grid and self.tune is None:
-            yield "grid: needs `tune`, with the seed to search it with"
+        if method.axes and self.tune is None:
+            yield f"{'grid' if method.grid else 'cross'}: needs `tune`, with the seed to search it with"
         if method.search:
             if self.tune is None or self.tune.trials is None:
                 yield "search: needs `tune` with a seed and the number of trials"
@@ -198,22 +208,22 @@ class Experiment:
         return self.methods[self.lines[line].method]
 
     def choices(self, line: str) -> list[Choice]:
-        """The points of the line's grid or search: what is known of them before the first run. None to choose from is
-        one empty choice."""
+        """The points of the line's grid, cross or search, as far as they are known before the first run; one empty
+        choice where there is nothing to choose."""
         method = self.method(line)
         if method.search and self.tune is not None:
             return search.draw(method.search, self.tune.trials or 0, self.tune.seed)
-        return search.points(method.grid)
+        return search.cross(method.cross) if method.cross else search.points(method.grid)
 
     def extra_trials(self, line: str) -> int:
-        """How many points are to be added to the line's grid once it has a winner."""
-        return self.tune.extend if self.tune is not None and self.method(line).grid else 0
+        """How many points are to be added to the line's grid or cross once it has a winner."""
+        return self.tune.extend if self.tune is not None and self.method(line).axes else 0
 
     def tuning(self, line: str) -> list[Point]:
         """The runs that search the line's settings; none where there is nothing to search, or where it is done for
         another model."""
         method = self.method(line)
-        if not (method.grid or method.search) or self.lines[line].tuned_as != line:
+        if not (method.axes or method.search) or self.lines[line].tuned_as != line:
             return []
         return [self.trial(line, choice) for choice in self.choices(line)]
 

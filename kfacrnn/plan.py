@@ -98,7 +98,7 @@ class Plan:
 
     def _extra_trial(self, line: str, trials: Sequence[PlannedRun], best: PlannedRun) -> PlannedRun | None:
         tried = [trial.point.choice for trial in trials]
-        for choice in search.candidates(self.experiment.method(line).grid, tried, best.point.choice):
+        for choice in search.candidates(self.experiment.method(line).axes, tried, best.point.choice):
             try:
                 self._planned(self.experiment.confirmation(line, choice)[0])
                 return self._planned(self.experiment.trial(line, choice))
@@ -121,7 +121,7 @@ class Plan:
         """The settings that the line's winner has the least or the greatest tried value of."""
         source = self.experiment.lines[line].tuned_as
         winner, tried = self.winner(line), [trial.point.choice for trial in self.trials(source)]
-        return search.edges(self.experiment.method(line).grid, tried, winner.point.choice) if winner else []
+        return search.edges(self.experiment.method(line).axes, tried, winner.point.choice) if winner else []
 
     def unequal_trials(self) -> dict[str, int]:
         """How many trials each tuned line has, if these are not the same for all of them; else nothing. A line without

@@ -1,4 +1,4 @@
-"""Where a method's settings are looked for: the points of a grid and what extends it, or points drawn at random.
+"""Where a method's settings are looked for: the points of a grid or a cross and what extends it, or points at random.
 
 Pure functions of what an experiment's YAML says and of which points have been tried. An *axis* is a setting with its
 values, a *choice* has one value of each axis.
@@ -23,6 +23,13 @@ DIGITS = 3  # of drawn and added values, so that the overrides can be read
 def points(grid: Grid) -> list[Choice]:
     """Every combination of the grid's values, the last key varying fastest; one empty choice without a grid."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def cross(axes: Grid) -> list[Choice]:
+    """The middle value of every axis, then each axis's other values with the middle ones of the others."""
+    centre = {key: values[len(values) // 2] for key, values in axes.items()}
+    arms = [{**centre, key: value} for key, values in axes.items() for value in values if value != centre[key]]
+    return [centre, *arms]
 
 
 def problems(space: Space, trials: int | None) -> Iterator[str]:
@@ -58,22 +65,23 @@ def draw(space: Space, trials: int, seed: int) -> list[Choice]:
 
 
 def candidates(grid: Grid, tried: Sequence[Choice], winner: Choice) -> Iterator[Choice]:
-    """Points beside the grid's `winner` that are not among the `tried` ones, the most wanted first.
+    """Points beside the `winner` that are not among the `tried` ones, the most wanted first.
 
     For every axis on whose edge it sits, the next value outward, at the ratio of the last two; the axis with fewest
-    additions goes first. Then the geometric means of its value and the neighbouring ones. Axes that are not spaced
-    logarithmically have neither.
+    additions goes first. Then the geometric means of its value and the neighbouring ones. Momenta and decays, values
+    from 1/2 to 1, are taken by their distance from 1. Axes that are not spaced logarithmically have neither.
     """
-    axes = {key: _values(key, tried) for key in grid if _is_logarithmic(grid[key])}
+    scales = {key: _Scale(values) for key, values in grid.items()}
+    axes = {key: _values(key, tried) for key, scale in scales.items() if scale.is_logarithmic}
     added = {key: len(values) - len(set(grid[key])) for key, values in axes.items()}
     outward = [
-        (key, _rounded(edge * edge / inner, grid[key]))
+        (key, scales[key].beyond(edge, inner))
         for key, values in sorted(axes.items(), key=lambda axis: added[axis[0]])
         for edge, inner in ((values[-1], values[-2]), (values[0], values[1]))
         if winner[key] == edge
     ]
     between = [
-        (key, _rounded(math.sqrt(low * high), grid[key]))
+        (key, scales[key].between(low, high))
         for key, values in axes.items()
         for low, high in reversed(list(itertools.pairwise(values)))
         if winner[key] in (low, high)
@@ -86,7 +94,7 @@ def candidates(grid: Grid, tried: Sequence[Choice], winner: Choice) -> Iterator[
 
 def edges(grid: Grid, tried: Sequence[Choice], winner: Choice) -> list[str]:
     """The axes of numbers on which the winner has the least or the greatest value of all that were tried."""
-    numeric = [key for key, values in grid.items() if len(set(values)) > 1 and all(map(_is_number, values))]
+    numeric = [key for key, values in grid.items() if all(map(_is_number, values)) and len({*values}) > 1]
     return [key for key in numeric if winner[key] in (_values(key, tried)[0], _values(key, tried)[-1])]
 
 
@@ -96,7 +104,7 @@ def _value(axis: Mapping[str, Sequence[Any]], share: float) -> Any:
         return values[int(share * len(values))]
     low, high = values
     value = low * (high / low) ** share if kind == "log_uniform" else low + share * (high - low)
-    return _rounded(value, ())
+    return _rounded(value)
 
 
 def _values(key: str, tried: Sequence[Choice]) -> list[Any]:
@@ -107,16 +115,39 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_logarithmic(values: Sequence[Any]) -> bool:
-    """Whether ratios between neighbours are more alike than differences. Two positive values count as such."""
-    if len(set(values)) < 2 or not all(_is_number(value) and value > 0 for value in values):
-        return False
-    pairs = list(itertools.pairwise(sorted(set(values))))
+class _Scale:
+    """Steps along an axis of positive numbers: by their ratios, or by those of their distances from 1."""
+
+    def __init__(self, values: Sequence[Any]):
+        numbers = all(map(_is_number, values)) and len({*values}) > 1
+        self._from_one = numbers and all(0.5 <= value < 1 for value in values)
+        self._whole = numbers and all(isinstance(value, int) for value in values)
+        self.is_logarithmic = numbers and min(values) > 0 and _ratios_are_alike(sorted(map(self._magnitude, {*values})))
+
+    def beyond(self, edge: float, inner: float) -> float | int:
+        """The next value outward, at the ratio of the last two."""
+        return self._value(self._magnitude(edge) ** 2 / self._magnitude(inner))
+
+    def between(self, low: float, high: float) -> float | int:
+        return self._value(math.sqrt(self._magnitude(low) * self._magnitude(high)))
+
+    def _magnitude(self, value: float) -> float:
+        return 1 - value if self._from_one else value
+
+    def _value(self, magnitude: float) -> float | int:
+        """A whole number on an axis of whole numbers stays one."""
+        short = _rounded(magnitude)
+        if self._from_one:
+            return round(1 - short, 12)
+        return int(short) if self._whole and short.is_integer() else short
+
+
+def _ratios_are_alike(ascending: Sequence[float]) -> bool:
+    """Whether ratios between neighbours are more alike than differences; of two numbers, yes."""
+    pairs = list(itertools.pairwise(ascending))
     ratios, differences = [high / low for low, high in pairs], [high - low for low, high in pairs]
     return max(ratios) / min(ratios) <= max(differences) / min(differences)
 
 
-def _rounded(value: float, axis: Sequence[Any]) -> float | int:
-    """To three significant digits; a whole number on an axis of whole numbers stays one."""
-    short = float(f"{value:.{DIGITS}g}")
-    return int(short) if axis and short.is_integer() and all(isinstance(other, int) for other in axis) else short
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
