@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kfacrnn import search, settings
+from kfacrnn import discovery, search, settings
 from kfacrnn.overrides import override, own_keys
 from kfacrnn.picture import MARKERS, STYLES, Picture
 from kfacrnn.search import Choice
@@ -106,6 +106,19 @@ class Select:
         return f"least {self.metric}, mean over the last {self.last} updates"
 
 
+@dataclass
+class Target:
+    """What the table measures the lines by: the least final value of these methods, where a line's is the median over
+    its runs; or `solved` (nats) if that is more, the loss with which the experiment is content."""
+
+    baselines: list[str] = setting("methods")
+    solved: float | None = None
+
+    def check(self) -> Iterator[str]:
+        if not self.baselines:
+            yield "baselines: there is none"
+
+
 @dataclass(frozen=True)
 class Line:
     """A method on a model: what a figure draws as one line. Without models, its name is the method's."""
@@ -148,6 +161,8 @@ class Experiment:
     models: dict[str, Model] = field(default_factory=dict)
     tune: Tune | None = None
     select: Select = field(default_factory=Select)
+    target: Target | None = None
+    claim: str = ""  # the paper's, to be held against what there is here
 
     def check(self) -> Iterator[str]:
         for name, method in self.methods.items():
@@ -161,6 +176,9 @@ class Experiment:
             yield "methods: there is none"
         elif len(self.lines) < len(self.methods) * max(1, len(self.models)):
             yield "methods: two lines would have the same name, a method's and a model's"
+        for name in self.target.baselines if self.target else ():
+            if name not in self.methods:
+                yield f"target.baselines: {discovery.unknown('method', name, self.methods)}"
         yield from _seeds(self.seeds)
         if self.tune is not None and any(self.tune.seed in line.seeds for line in self.lines.values()):
             yield f"tune.seed={self.tune.seed}: is one of `seeds`; what confirms a choice must not have made it"

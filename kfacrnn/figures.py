@@ -1,4 +1,4 @@
-"""From the runs of an experiment to its figure: `NAME.csv` and its provenance `NAME.json`, then the picture.
+"""From the runs of an experiment to its figure: `NAME.csv`, its provenance `NAME.json`, its table, then the picture.
 
 The picture is drawn from what the CSV holds and `experiments/NAME.yaml` says, and from nothing else, so that drawing it
 again without the runs gives the same bytes.
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kfacrnn import benched, experiment
+from kfacrnn import benched, experiment, summary_table
 from kfacrnn.benched import Cost
 from kfacrnn.config import NUMERICS_VERSION
 from kfacrnn.curves import (
@@ -33,6 +33,7 @@ from kfacrnn.errors import UserError
 from kfacrnn.experiment import Experiment
 from kfacrnn.plan import Plan, PlannedRun
 from kfacrnn.store import write_atomic, write_json
+from kfacrnn.summary_table import Table
 
 SOURCES = ("results", "csv")
 COLUMNS = [field.name for field in dataclasses.fields(Row)]
@@ -52,7 +53,7 @@ def figure(
     folder = Path(out).expanduser() if out else Path(results).expanduser() / "figures"
     table, written = folder / f"{described.name}.csv", []
     if source == "results":
-        rows, provenance = collect(Plan(described, results, overrides))
+        rows, shown, provenance = collect(Plan(described, results, overrides))
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -60,6 +61,9 @@ def figure(
         write_atomic(table, _to_csv(rows).encode())
         write_json(table.with_suffix(".json"), provenance)
         written = [table, table.with_suffix(".json")]
+        for suffix, text in summary_table.files(described, shown).items():
+            written.append(table.with_suffix(f".table.{suffix}"))
+            write_atomic(written[-1], text.encode())
     from kfacrnn.drawing import draw
 
     for suffix, content in draw(described, _from_csv(table, described)).items():
@@ -68,8 +72,8 @@ def figure(
     return written
 
 
-def collect(plan: Plan) -> tuple[list[Row], dict[str, Any]]:
-    """The figure's rows from the finished runs of a plan, and where each of its lines comes from."""
+def collect(plan: Plan) -> tuple[list[Row], Table, dict[str, Any]]:
+    """The figure's rows from the finished runs of a plan, its table, and where each of its lines comes from."""
     described, picture = plan.experiment, plan.experiment.figure
     lines = {line: [planned for planned in plan.confirmation(line) if planned.finished] for line in plan.lines}
     if not any(lines.values()):
@@ -88,8 +92,9 @@ def collect(plan: Plan) -> tuple[list[Row], dict[str, Any]]:
         )
     convert = conversion(task["metric"] if picture.y.metric.endswith("/metric") else "nats")
     rows = [Row("trials", line, count, None, None, None, 1) for line, count in plan.unequal_trials().items()]
+    every: dict[str, dict[PlannedRun, Curve]] = {}
     for line, finished in lines.items():
-        curves = {planned: _curve(planned, picture.y.metric, task["metric"]) for planned in finished}
+        every[line] = curves = {planned: _curve(planned, picture.y.metric, task["metric"]) for planned in finished}
         against_updates = over_updates(line, list(curves.values()), convert)
         rows += against_updates
         rows += over_seconds(line, [curve for planned, curve in curves.items() if _undisturbed(planned)], convert)
@@ -99,7 +104,10 @@ def collect(plan: Plan) -> tuple[list[Row], dict[str, Any]]:
         ends = sorted(planned.folder.status()["update"] for planned, curve in curves.items() if curve.diverged)
         rows += [Row("diverged", line, update, None, None, None, 1) for update in ends]
     rows.sort(key=lambda row: PANELS.index(row.panel))
-    return rows, _provenance(plan, lines, task, costs)
+    timed = [planned for planned in runs if _undisturbed(planned)] if "seconds" in picture.panels else []
+    shown = summary_table.of_runs(described, every, timed, costs, convert)
+    about = {"title": picture.title, "claim": described.claim, "table": summary_table.stored(shown)}
+    return rows, shown, _provenance(plan, lines, task, costs) | about
 
 
 def _cost(plan: Plan, finished: Sequence[PlannedRun]) -> Cost | None:
