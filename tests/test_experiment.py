@@ -25,6 +25,10 @@ figure:
 """
 
 
+ADAM = "optimizer: adam"
+EXPERIMENTS = discovery.yaml_names(discovery.resource("experiments"))
+
+
 def written(folder: Path, old: str = "", new: str = "") -> str:
     assert old in WHOLE
     path = folder / "two.yaml"
@@ -95,6 +99,36 @@ def test_values_are_written_so_that_hydra_reads_them_back(value: object, text: s
         ("optimizer: adam", "optimizer: adam, style: wavy", "methods.Adam.style=wavy: must be one of solid"),
         ("label: loss", "label: loss, limits: [3, 1]", "figure.y.limits=[3.0, 1.0]"),
         ("SGD: {", "SGD: {{", "line 6"),
+        ("grid: {", "cross: {", "methods.SGD.cross.optimizer.lr: must have an odd number of values"),
+        (
+            "optimizer: sgd,",
+            "optimizer: sgd, search: {optimizer.lr: {choice: [1]}},",
+            "search: there is a `grid` as well",
+        ),
+        (
+            ADAM,
+            f"{ADAM}, search: {{optimizer.lr: {{choice: [1]}}}}",
+            "methods.Adam.search: needs `tune` with a seed and",
+        ),
+        ("seed: 0,", "seed: 0, trials: 0,", "tune.trials=0: must be at least 1"),
+        ("seed: 0,", "seed: 0, extend: -1,", "tune.extend=-1: must be at least 0"),
+        ("methods:", "models: {a: {style: wavy}}\nmethods:", "models.a.style=wavy: must be one of solid"),
+        ("methods:", "models: {a: {seeds: [0]}}\nmethods:", "tune.seed=0: is one of `seeds`"),
+        ("methods:", "models: {a: {seeds: []}}\nmethods:", "models.a.seeds=[]: must be one or more"),
+        ("methods:", "models: {a: {settings: b}}\nmethods:", "models.a.settings=b: must be a model that has no"),
+        ("methods:", "models: {a: {settings: a}}\nmethods:", "models.a.settings=a: must be a model that has no"),
+        ("methods:", "models: {'1 2': {}, '2': {}}\nmethods:\n  SGD 1: {optimizer: sgd}", "would have the same name"),
+        (
+            "methods:",
+            "models: {a: {}}\nmethods:\n  Old: {optimizer: sgd, style: dotted}",
+            "methods.Old.style=dotted: is",
+        ),
+        (ADAM, f"{ADAM}, marker: star", "methods.Adam.marker=star: must be one of circle"),
+        (
+            "scale: linear}",
+            "scale: linear}\n  ends: {hours: 2}",
+            "figure.ends.hours=2.0: must be a number above 0 for one",
+        ),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line_that_names_it(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -104,6 +138,91 @@ def test_a_mistake_in_the_file_is_one_line_that_names_it(tmp_path: Path, old: st
     assert str(caught.value).startswith(path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("axis", "message"),
+    [
+        (
+            "{log_uniform: [0, 1]}",
+            "optimizer.lr: log_uniform: [0, 1]: must be two numbers above 0, the lower one first",
+        ),
+        ("{uniform: [2, 1]}", "optimizer.lr: uniform: [2, 1]: must be two numbers, the lower one first"),
+        ("{uniform: [1, .inf]}", "optimizer.lr: uniform: [1, inf]: must be two numbers"),
+        ("{uniform: [1]}", "must be two numbers"),
+        ("{log_uniform: [a, b]}", "must be two numbers above 0"),
+        ("{lognormal: [1, 2]}", "optimizer.lr: lognormal: must be one of log_uniform, uniform, choice"),
+        ("{uniform: [1, 2], choice: [1]}", "optimizer.lr: uniform, choice: must be one of"),
+        ("{choice: []}", "optimizer.lr: choice: has no values"),
+        ("{choice: [1, 2]}", "has 2 points, fewer than tune.trials=3"),
+        ("0.1", "methods.Adam.search.optimizer.lr"),
+    ],
+)
+def test_a_space_that_nothing_can_be_drawn_from_is_one_line(tmp_path: Path, axis: str, message: str) -> None:
+    path = written(tmp_path, ADAM, f"{ADAM}, search: {{optimizer.lr: {axis}}}")
+    Path(path).write_text(Path(path).read_text().replace("seed: 0", "seed: 0, trials: 3"))
+    with pytest.raises(UserError) as caught:
+        experiment.load(path)
+    assert str(caught.value).startswith(f"{path}: methods.Adam.search")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_search_has_as_many_trials_as_tune_says(tmp_path: Path) -> None:
+    path = written(tmp_path, ADAM, f"{ADAM}, search: {{optimizer.lr: {{log_uniform: [0.1, 30]}}}}")
+    Path(path).write_text(Path(path).read_text().replace("seed: 0", "seed: 0, trials: 20"))
+    points = experiment.load(path).tuning("Adam")
+    assert len({str(point) for point in points}) == 20
+    assert all(0.1 <= config.compose(point.overrides).optimizer.lr <= 30 for point in points[:3])
+
+
+MODELS = """\
+models:
+  small: {}
+  large: {overrides: [task.hidden=99, budget.updates=50], style: dashed, seeds: [3], settings: small, label: Large}
+methods:"""
+
+
+def test_with_models_every_method_is_a_line_on_each_and_tuned_where_the_model_has_no_settings(tmp_path: Path) -> None:
+    two = experiment.load(written(tmp_path, "methods:", MODELS))
+    assert list(two.lines) == ["SGD small", "SGD large", "Adam small", "Adam large"]
+    assert [line.label for line in two.lines.values()] == ["SGD, small", "SGD, Large", "Adam, small", "Adam, Large"]
+    assert [len(two.tuning(line)) for line in two.lines] == [4, 0, 0, 0]
+    assert two.lines["SGD large"].tuned_as == "SGD small"
+    (large,) = two.confirmation("SGD large", {"optimizer.lr": 1})
+    run = config.compose(large.overrides)
+    assert (run.task.hidden, run.budget.updates, run.seed, run.optimizer.lr) == (99, 50, 3, 1.0)
+    tuning = config.compose(two.tuning("SGD small")[0].overrides)
+    assert (tuning.task.hidden, tuning.budget.updates) == (64, 10)
+
+
+def test_an_experiment_may_have_its_runs_from_another_and_then_brings_none(tmp_path: Path) -> None:
+    two = experiment.load(written(tmp_path))
+    figure = "figure:\n  title: Again\n  y: {metric: valid/nats, label: loss, scale: linear}\n"
+    again = tmp_path / "again.yaml"
+    again.write_text(f"description: the same runs\nruns: two\n{figure}")
+    loaded = experiment.load(str(again))
+    assert (loaded.name, loaded.description, loaded.figure.title) == ("again", "the same runs", "Again")
+    assert [loaded.tuning(line) for line in loaded.lines] == [two.tuning(line) for line in two.lines]
+    assert loaded.confirmation("Adam", {}) == two.confirmation("Adam", {})
+
+    again.write_text(f"description: x\nruns: two\nseeds: [7]\n{figure}")
+    with pytest.raises(UserError, match=r"again\.yaml: seeds: comes with the runs of two; leave it out"):
+        experiment.load(str(again))
+    again.write_text(f"description: x\nruns: three\n{figure}")
+    with pytest.raises(UserError, match=r"runs=three: there is no .*three\.yaml"):
+        experiment.load(str(again))
+    again.write_text(f"description: x\nruns: again\n{figure}")
+    with pytest.raises(UserError, match="runs=again: has its runs from again; name that one"):
+        experiment.load(str(again))
+
+
+def test_the_tuning_runs_of_figure_1_are_those_that_word_defaults_has_done(tmp_path: Path) -> None:
+    figure, defaults = (
+        Plan(experiment.load(name), str(tmp_path), only=["SGD"]) for name in ("figure1", "word_defaults")
+    )
+    ids = [[run.run.run_id for run in runs] for runs in (figure.tuning["SGD 650"], defaults.tuning["SGD"])]
+    assert ids[0] == ids[1]
 
 
 def test_a_bare_number_means_the_figure_of_that_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +238,16 @@ def test_an_unknown_name_is_answered_with_the_nearest_one() -> None:
         experiment.load("elsewhere/smoke.yaml")
 
 
-@pytest.mark.parametrize("name", discovery.yaml_names(discovery.resource("experiments")))
-def test_every_run_of_every_experiment_of_the_package_composes(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_line_of_every_experiment_of_the_package_composes(name: str) -> None:
+    described = experiment.load(name)
+    for line in described.lines:
+        for points in (described.tuning(line), described.confirmation(line, described.choices(line)[0])):
+            for point in points[:1]:
+                config.compose(point.overrides)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_point_of_every_experiment_of_the_package_composes(name: str, tmp_path: Path) -> None:
     Plan(experiment.load(name), str(tmp_path)).validate()

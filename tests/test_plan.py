@@ -1,0 +1,109 @@
+"""How a plan grows with what has been found: extended grids, winners of one model used on another, equal trials."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kfacrnn import experiment, standing
+from kfacrnn.plan import Plan
+from tests.synthetic import store, write_experiment
+
+GRID = "{SGD: {optimizer: sgd, grid: {optimizer.lr: [0.1, 1.0, 10.0]}}}"
+LR, MOMENTUM = "optimizer.lr", "optimizer.momentum"
+
+
+def extended(folder: Path, methods: str = GRID, extend: int = 2, **more: str) -> Plan:
+    path = write_experiment(folder / "grown.yaml", methods, tune=f"{{seed: 0, extend: {extend}}}", **more)
+    return Plan(experiment.load(path), str(folder))
+
+
+def finish(plan: Plan, line: str, losses: dict[float, float]) -> None:
+    """Stores every known trial of the line that has no results, with the loss for its learning rate."""
+    for trial in plan.trials(line):
+        if not trial.finished:
+            store(trial, [losses[trial.point.choice[LR]]])
+
+
+def rates(plan: Plan, line: str = "SGD") -> list[float]:
+    return [trial.point.choice[LR] for trial in plan.trials(line)]
+
+
+def test_a_grid_grows_one_trial_at_a_time_beside_the_best_so_far(tmp_path: Path) -> None:
+    plan = extended(tmp_path)
+    assert rates(plan) == [0.1, 1.0, 10.0]
+    assert plan.trial_count("SGD") == 5
+    finish(plan, "SGD", {0.1: 3, 1.0: 2, 10.0: 1})
+    assert rates(plan) == [0.1, 1.0, 10.0, 100.0]  # outward
+    assert plan.winner("SGD") is None
+    finish(plan, "SGD", {100.0: 4})
+    assert rates(plan) == [0.1, 1.0, 10.0, 100.0, 31.6]  # no edge any more: between
+    finish(plan, "SGD", {31.6: 0.5})
+    winner = plan.winner("SGD")
+    assert winner
+    assert winner.point.choice == {LR: 31.6}
+    assert [run.point.choice for run in plan.confirmation("SGD")] == [{LR: 31.6}]
+    assert plan.edges("SGD") == []
+
+
+def test_a_winner_that_is_still_on_an_edge_is_said_to_be(tmp_path: Path) -> None:
+    plan = extended(tmp_path, extend=1)
+    finish(plan, "SGD", {0.1: 1, 1.0: 2, 10.0: 3})
+    finish(plan, "SGD", {0.01: 0.5})
+    assert list(standing.remarks(plan)) == ["SGD: the winner is on an edge of what was tried: optimizer.lr"]
+
+
+def test_a_value_that_a_setting_cannot_have_is_passed_over(tmp_path: Path) -> None:
+    plan = extended(tmp_path, "{SGD: {optimizer: sgd, grid: {optimizer.momentum: [0.1, 0.4]}}}")
+    for trial, loss in zip(plan.trials("SGD"), (2, 1), strict=True):
+        store(trial, [loss])
+    assert [trial.point.choice[MOMENTUM] for trial in plan.trials("SGD")] == [0.1, 0.4, 0.2]  # not 1.6
+
+
+def test_a_plan_counts_the_trials_to_come(tmp_path: Path) -> None:
+    plan = extended(tmp_path, seeds="[1, 2]")
+    assert plan.counts()[1] == 3 + 2 + 2
+    finish(plan, "SGD", {0.1: 3, 1.0: 2, 10.0: 1})
+    assert plan.counts()[1] == 3 + 2 + 2
+    assert [run.point.role for run in plan.unknown()] == ["tune", "confirm", "confirm"]
+
+
+def test_where_nothing_can_be_added_a_grid_is_finished_as_it_is(tmp_path: Path) -> None:
+    plan = extended(tmp_path, "{SGD: {optimizer: sgd, grid: {optimizer.nesterov: [false, true]}}}")
+    for trial, loss in zip(plan.trials("SGD"), (2, 1), strict=True):
+        store(trial, [loss])
+    assert plan.trial_count("SGD") == 2
+    assert plan.winner("SGD") is plan.tuning["SGD"][1]
+
+
+def test_settings_are_transferred_from_the_model_they_were_tuned_on(tmp_path: Path) -> None:
+    models = "{small: {}, large: {overrides: [task.hidden=5], seeds: [4], settings: small}}"
+    plan = extended(tmp_path, extend=0, models=models)
+    assert plan.trials("SGD large") == plan.confirmation("SGD large") == []
+    finish(plan, "SGD small", {0.1: 3, 1.0: 1, 10.0: 2})
+    (small,), (large,) = plan.confirmation("SGD small"), plan.confirmation("SGD large")
+    assert [run.run.optimizer.lr for run in (small, large)] == [1.0, 1.0]
+    assert [(run.run.seed, run.run.task.hidden) for run in (small, large)] == [(1, 4), (4, 5)]
+
+
+def test_unequal_numbers_of_trials_are_said_and_methods_as_shipped_do_not_count(tmp_path: Path) -> None:
+    adam, shipped = "Adam: {optimizer: adam, grid: {optimizer.lr: [0.1, 0.2]}}", "AdamW: {optimizer: adamw}"
+    plan = extended(tmp_path, f"{GRID[:-1]}, {adam}, {shipped}}}", extend=0)
+    assert plan.unequal_trials() == {"SGD": 3, "Adam": 2}
+    assert list(standing.remarks(plan)) == ["the numbers of trials are not equal: SGD 3, Adam 2"]
+    plan = extended(tmp_path, f"{GRID[:-1]}, {shipped}}}", extend=0)
+    assert plan.unequal_trials() == {}
+
+
+@pytest.mark.parametrize(("batch", "seconds"), [(16, 6000 * 0.25), (32, 6000 * 0.5)])
+def test_an_estimate_of_runs_that_nothing_is_known_of_comes_from_the_benchmark(
+    tmp_path: Path, batch: int, seconds: float
+) -> None:
+    rows = [{"task": "repeat_copy", "optimizer": "sgd", "dtype": "fp32", "threads": 1, "ms_mean_cycle": 250.0}]
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "step-cost-repeat_copy-fp32.json").write_text(json.dumps({"rows": rows}))
+    common = ["task.hidden=64", f"task.batch_size={batch}", "budget.updates=6000"]
+    path = write_experiment(tmp_path / "long.yaml", "{Adam: {optimizer: adam}}", common=common)
+    assert Plan(experiment.load(path), str(tmp_path)).seconds_left() == pytest.approx(seconds)
