@@ -15,7 +15,7 @@ from kfacrnn.curves import Curve, over_seconds, over_updates, quantile
 from kfacrnn.drawing import COLOURS, colour
 from kfacrnn.errors import UserError
 from kfacrnn.plan import Plan, PlannedRun
-from tests.synthetic import FIGURE, store, write_experiment
+from tests.synthetic import FIGURE, TINY, store, write_experiment
 
 METHODS = "{SGD: {optimizer: sgd, label: Steepest}, Adam: {optimizer: adam, style: dashed}}"
 FILES = ("png", "svg", "pdf")
@@ -38,6 +38,22 @@ def drawn(path: str, results: Path, **more: str) -> list[dict[str, str]]:
 
 def column(rows: list[dict[str, str]], panel: str, line: str, key: str) -> list[float]:
     return [float(row[key]) for row in rows if (row["panel"], row["line"]) == (panel, line)]
+
+
+def legend_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Where the labels of the next figure's legend will be, its title first if there is one."""
+    import matplotlib.figure
+
+    labels: list[str] = []
+    draw_legend = matplotlib.figure.Figure.legend
+
+    def spy(self: matplotlib.figure.Figure, *args: object, **kwargs: object) -> object:
+        labels.extend([str(kwargs["title"])] if "title" in kwargs else [])
+        labels.extend(handle.get_label() for handle in kwargs["handles"])  # type: ignore[attr-defined]
+        return draw_legend(self, *args, **kwargs)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "legend", spy)
+    return labels
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 8])
@@ -115,16 +131,7 @@ def test_a_figure_redraws_from_its_csv_byte_for_byte(tmp_path: Path, scale: str)
 
 
 def test_the_legend_counts_runs_and_divergences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import matplotlib.figure
-
-    labels: list[str] = []
-    draw_legend = matplotlib.figure.Figure.legend
-
-    def spy(self: matplotlib.figure.Figure, *args: object, **kwargs: object) -> object:
-        labels.extend(handle.get_label() for handle in kwargs["handles"])  # type: ignore[attr-defined]
-        return draw_legend(self, *args, **kwargs)
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "legend", spy)
+    labels = legend_of(monkeypatch)
     path = write_experiment(tmp_path / "tiny.yaml", METHODS, seeds="[1, 2]")
     first, second = confirmation(path, tmp_path, "SGD")
     store(first, [1.0, 1.0])
@@ -224,3 +231,98 @@ def test_an_optimiser_has_one_colour_and_a_new_one_gets_a_free_one() -> None:
     assert colour("sgd") == COLOURS["sgd"]
     assert colour("toy") == colour("toy")
     assert colour("toy") not in COLOURS.values()
+
+
+def test_with_models_the_legend_has_methods_and_then_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = (
+        "{small: {}, large: {overrides: [task.hidden=5], style: dashed, seeds: [3], settings: small, label: Large}}"
+    )
+    methods = "{SGD: {optimizer: sgd}, Adam: {optimizer: adam, marker: circle}}"
+    path = write_experiment(tmp_path / "tiny.yaml", methods, seeds="[1, 2]", models=models)
+    for line in ("SGD small", "SGD large", "Adam small"):
+        for run in confirmation(path, tmp_path, line):
+            store(run, [2.0, 1.0])
+    labels = legend_of(monkeypatch)
+    rows = drawn(path, tmp_path)
+    assert labels == ["SGD (n = 2 and 1)", "Adam (n = 2)", "small", "Large"]
+    assert column(rows, "updates", "SGD large", "n") == [1, 1]
+    stored = json.loads((tmp_path / "figures" / "tiny.json").read_text())["lines"]
+    assert [(line["label"], line["model"]) for line in stored[:2]] == [("SGD, small", "small"), ("SGD, Large", "large")]
+    assert stored[1]["seeds"]["used"] == [3]
+
+
+def test_a_figure_whose_methods_had_different_numbers_of_trials_says_so_on_its_face(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = (
+        "{SGD: {optimizer: sgd, grid: {optimizer.lr: [1]}}, Adam: {optimizer: adam, cross: {optimizer.lr: [1, 2, 3]}}}"
+    )
+    path = write_experiment(tmp_path / "tiny.yaml", methods, tune="{seed: 0}")
+    plan = Plan(experiment.load(path), str(tmp_path))
+    for trial in (*plan.tuning["SGD"], *plan.tuning["Adam"]):
+        store(trial, [trial.run.optimizer.lr])
+    for method in ("SGD", "Adam"):
+        store(confirmation(path, tmp_path, method)[0], [2.0, 1.0])
+    labels = legend_of(monkeypatch)
+    drawn(path, tmp_path)
+    said = "numbers of trials are not equal: 1 for SGD; 3 for Adam"
+    assert labels[0] == said
+    labels.clear()
+    figures.figure(path, results="nowhere", source="csv", out=str(tmp_path / "figures"))
+    assert labels[0] == said  # the CSV knows it
+    stored = json.loads((tmp_path / "figures" / "tiny.json").read_text())
+    assert stored["unequal_trials"] == {"SGD": 1, "Adam": 3}
+    assert [line["on_an_edge"] for line in stored["lines"]] == [[], ["optimizer.lr"]]
+
+
+BENCHED = FIGURE.replace("}}", "}, benched_seconds: true}")
+
+
+def bench(results: Path, *, busy: bool = False, overrides: list[str] | None = None, cpu: str = "Abacus 1") -> None:
+    """Half a second for an update of Adam."""
+    row = {"task": "repeat_copy", "optimizer": "adam", "dtype": "fp32", "threads": 1, "ms_mean_cycle": 500.0}
+    rows = [{**row, "ms_p95": 700.0}, {**row, "threads": 2, "ms_mean_cycle": 1.0, "ms_p95": 1.0}]
+    about = {"machine": {"busy": busy}, "overrides": overrides or [], "commit": "c0ffee"}
+    content = {**about, "hardware": {"cpu": cpu, "cores": 2}, "rows": rows}
+    (results / "bench").mkdir(parents=True, exist_ok=True)
+    (results / "bench" / "step-cost-repeat_copy-fp32.json").write_text(json.dumps(content))
+
+
+def test_a_line_whose_runs_all_shared_the_machine_may_have_benched_seconds(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS, figure=BENCHED)
+    described = Path(path).read_text()
+    default_task = described.replace(f"common: [{', '.join(TINY)}]", "common: [task=repeat_copy, threads=1]")
+    Path(path).write_text(default_task)
+    (sgd,), (adam,) = (confirmation(path, tmp_path, method) for method in ("SGD", "Adam"))
+    store(sgd, [2.0, 1.0], jobs=2)
+    store(adam, [4.0, 3.0], every=10, jobs=2)
+    bench(tmp_path)
+    rows = drawn(path, tmp_path)
+    assert column(rows, "benched", "Adam", "x") == [5.0, 10.0]
+    assert column(rows, "benched", "Adam", "median") == [4.0, 3.0]
+    assert column(rows, "benched", "SGD", "x") == column(rows, "seconds", "Adam", "x") == []  # SGD was not benched
+    svg = (tmp_path / "figures" / "tiny.svg").read_text()
+    assert "<!-- updates × benched seconds per update -->" in svg
+    assert "<!-- without 1 that shared the machine -->" in svg
+    line = json.loads((tmp_path / "figures" / "tiny.json").read_text())["lines"][1]
+    assert (line["benched"]["seconds"], line["benched"]["commit"]) == (0.5, "c0ffee")
+    for unusable in ({"busy": True}, {"overrides": ["task.hidden=7"]}):
+        bench(tmp_path, **unusable)  # type: ignore[arg-type]
+        assert column(drawn(path, tmp_path), "benched", "Adam", "x") == []
+
+
+def test_benched_seconds_are_for_the_sizes_that_were_benched_and_for_runs_without_their_own(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS, figure=BENCHED)  # a smaller task than the default
+    store(confirmation(path, tmp_path, "Adam")[0], [4.0, 3.0], jobs=2)
+    bench(tmp_path)
+    assert column(drawn(path, tmp_path), "benched", "Adam", "x") == []
+
+
+def test_benched_seconds_are_no_way_around_mixing_hardware(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS, figure=BENCHED)
+    Path(path).write_text(Path(path).read_text().replace(f"[{', '.join(TINY)}]", "[task=repeat_copy, threads=1]"))
+    store(confirmation(path, tmp_path, "SGD")[0], [2.0, 1.0])
+    store(confirmation(path, tmp_path, "Adam")[0], [2.0, 1.0], jobs=2)
+    bench(tmp_path, cpu="Abacus 2")
+    with pytest.raises(UserError, match=r"mix hardware: .*Abacus 1.*Abacus 2.*step-cost"):
+        drawn(path, tmp_path)
