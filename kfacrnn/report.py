@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -63,8 +64,6 @@ def _heading(name: str) -> str:
 
 
 def _command(words: str, results: str) -> str:
-    import shlex
-
     return f"kfacrnn {words}" if results == "results" else f"kfacrnn {words} --results {shlex.quote(results)}"
 
 
@@ -83,7 +82,7 @@ def _missing(drawn: set[str], results: str) -> list[dict[str, Any]]:
 
 
 def _makers(name: str, results: str) -> list[str]:
-    return [_command(f"sweep {name}", results), _command(f"figure {name}", results)]
+    return [_command(f"{verb} {shlex.quote(name)}", results) for verb in ("sweep", "figure")]
 
 
 def _figure(path: Path, results: str) -> dict[str, Any]:
@@ -93,7 +92,7 @@ def _figure(path: Path, results: str) -> dict[str, Any]:
         stored = json.loads(path.read_text())
         lines = [_line(line) for line in stored["lines"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is no figure's provenance; {_command(f'figure {name}', results)}") from error
+        raise UserError(f"{path}: is no figure's provenance; {_makers(name, results)[1]}") from error
     settings = [line["settings"] for line in lines if line["runs"]]
     common = [setting for setting in settings[0] if all(setting in other for other in settings)] if settings else []
     for line in lines:
@@ -160,8 +159,9 @@ def _picture(path: Path, results: str) -> Any:
     try:
         return Markup(inline_svg(content, f"{_slug(path.stem)}-"))
     except ElementTree.ParseError as error:
-        raise UserError(f"{path}: {error}; {_command(f'figure {path.stem} --from csv', results)}") from error
+        raise UserError(f"{path}: {error}; {_makers(path.stem, results)[1]} --from csv") from error
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^\w-]", "-", name, flags=re.ASCII)
+    """Fit for an id, and different for different names."""
+    return re.sub(r"[^A-Za-z0-9_]", lambda other: f"-{ord(other[0]):x}-", name)

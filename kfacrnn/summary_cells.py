@@ -14,7 +14,8 @@ def significant(value: float, digits: int = 4) -> str:
         return "∞"
     if value and abs(value) < 1e-4:
         return f"{value:.{digits - 1}e}"
-    places = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])  # after rounding
+    places = digits - 1 - exponent
     return f"{value:,.{max(0, places)}f}"
 
 
