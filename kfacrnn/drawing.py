@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ COLOURS = {
 }
 OTHER_COLOURS = ("#882255", "#44AA99", "#999933", "#AA4499", "#117733", "#332288")
 LEGEND_COLUMNS, LEGEND_ROW = 3, 0.19  # inches
+LEGEND_WIDTH, NOTE_WIDTH = 70, 90  # characters of the labels side by side, and of a line of notes
 NOTE: dict[str, Any] = {"color": "0.3", "fontsize": 8.5}
 MARKERS_PER_LINE = 8
 ON_SECONDS = ("seconds", "benched")  # panels of the CSV that the panel of seconds shows
@@ -50,8 +51,9 @@ def draw(described: Experiment, rows: Sequence[Row]) -> dict[str, bytes]:
     panels, picture = described.figure.panels, described.figure
     with style.context(["default", Path(__file__).with_name("kfacrnn.mplstyle")]):
         page = Figure()
-        legend, note = _legend(described, rows), _unequal_trials(described, rows)
-        legend_rows = (len(legend) - 1) // LEGEND_COLUMNS + (note.count("\n") + 1 if note else 0)
+        legend, note = _legend(described, rows), "\n".join(_notes(described, rows))
+        columns = _columns([handle.get_label() for handle in legend])
+        legend_rows = (len(legend) - 1) // columns + (note.count("\n") + 1 if note else 0)
         page.set_figheight(page.get_figheight() + LEGEND_ROW * legend_rows)
         axes = page.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         _scale(axes[0], picture.y, picture.y.limits or _limits(rows, picture.chance, picture.y.scale))
@@ -65,7 +67,6 @@ def draw(described: Experiment, rows: Sequence[Row]) -> dict[str, bytes]:
                 _say_what_is_missing(ax, described, rows)
         page.suptitle(picture.title, fontsize=10)
         title = {"title": note, "title_fontproperties": {"size": NOTE["fontsize"]}} if note else {}
-        columns = min(len(legend), LEGEND_COLUMNS)
         page.legend(handles=legend, loc="outside lower center", ncols=columns, **title)
         return {suffix: _file(page, suffix) for suffix in METADATA}
 
@@ -131,15 +132,10 @@ def _say_what_is_missing(ax: Any, described: Experiment, rows: Sequence[Row]) ->
         ax.set_xticks([])
         return
     benched = {row.line for row in rows if row.panel == "benched"}
-    measured = {row.line for row in rows if row.panel == "seconds"}
     counted = [name for name in described.lines if name not in benched]
     missing = sum(_runs(rows, "updates", name) - _runs(rows, "seconds", name) for name in counted)
-    notes = [f"without {missing} that shared the machine"] if missing else []
-    if benched:
-        which = ", ".join(described.lines[name].label for name in described.lines if name in benched)
-        notes.insert(0, f"{f'{which}: ' if measured else ''}updates × benched seconds per update")
-    if notes:
-        ax.text(1, 1.01, "\n".join(notes), **place, ha="right", va="bottom")
+    if missing:
+        ax.text(1, 1.01, f"without {missing} that shared the machine", **place, ha="right", va="bottom")
 
 
 def _legend(described: Experiment, rows: Sequence[Row]) -> list[Any]:
@@ -162,16 +158,29 @@ def _legend(described: Experiment, rows: Sequence[Row]) -> list[Any]:
     return handles
 
 
-def _unequal_trials(described: Experiment, rows: Sequence[Row]) -> str:
-    """What a figure says on its face when the methods were not searched equally long."""
+def _columns(labels: Sequence[str]) -> int:
+    """As many as there is room for; matplotlib fills them one after another, the first ones with one label more."""
+    for columns in range(min(len(labels), LEGEND_COLUMNS), 1, -1):
+        rows, longer = divmod(len(labels), columns)
+        ends = [rows * (column + 1) + min(column + 1, longer) for column in range(columns)]
+        widths = [max(map(len, labels[end - rows - (column < longer) : end])) for column, end in enumerate(ends)]
+        if sum(widths) <= LEGEND_WIDTH:
+            return columns
+    return 1
+
+
+def _notes(described: Experiment, rows: Sequence[Row]) -> Iterator[str]:
+    """What a figure says on its face: methods that were not searched equally long, seconds that are not the runs'."""
     counts: dict[int, list[str]] = {}
     for row in rows:
         if row.panel == "trials":
             counts.setdefault(int(row.x), []).append(described.lines[row.line].label)
-    if not counts:
-        return ""
-    parts = [f"{count} for {', '.join(labels)}" for count, labels in sorted(counts.items())]
-    return textwrap.fill(f"numbers of trials are not equal: {'; '.join(parts)}", width=90)
+    if counts:
+        parts = [f"{count} for {', '.join(labels)}" for count, labels in sorted(counts.items())]
+        yield textwrap.fill(f"numbers of trials are not equal: {'; '.join(parts)}", NOTE_WIDTH)
+    benched = list(dict.fromkeys(described.lines[row.line].label for row in rows if row.panel == "benched"))
+    if benched:
+        yield textwrap.fill(f"seconds of {', '.join(benched)}: updates × benched seconds per update", NOTE_WIDTH)
 
 
 def _runs(rows: Sequence[Row], panel: str, line: str) -> int:
