@@ -55,6 +55,7 @@ class Tracker:
     entity: str | None = setting("W&B entity: a user or a team")
     group: str | None = setting("W&B group, such as an experiment's name")
     tags: list[str] = setting("W&B tags")
+    job_type: str | None = None  # tune | confirm, of an experiment's runs
 
 
 @dataclass

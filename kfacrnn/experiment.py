@@ -256,8 +256,8 @@ class Experiment:
 
     def _point(self, line: str, role: str, choice: Choice, seed: int, extra: Sequence[str]) -> Point:
         chosen = [override(key, value) for key, value in choice.items()]
-        group = f"tracker.group={self.runs or self.name}"
-        first = (f"optimizer={self.method(line).optimizer}", f"seed={seed}", group)
+        tracked = (f"tracker.group={self.runs or self.name}", f"tracker.job_type={role}")
+        first = (f"optimizer={self.method(line).optimizer}", f"seed={seed}", *tracked)
         return Point(line, role, choice, seed, (*first, *self.lines[line].overrides, *extra, *chosen))
 
 

@@ -144,7 +144,7 @@ def _own_settings(stored: dict[str, Any]) -> list[str]:
     """The overrides that all runs of a line have, but for what its grid chose and what the line's name says."""
     every = [run["overrides"] for run in stored["runs"]]
     shared = set(every[0]).intersection(*every[1:]) if every else set()
-    said = ("seed=", "optimizer=", "tracker.group=", *(f"{key}=" for key in stored["chosen"]))
+    said = ("seed=", "optimizer=", "tracker.", *(f"{key}=" for key in stored["chosen"]))
     return [override for override in every[0] if override in shared and not override.startswith(said)] if every else []
 
 
