@@ -93,7 +93,7 @@ class Block(ABC):
 
     @abstractmethod
     def direction(self, loss_scale: float) -> tuple[list[Tensor], Tensor]:
-        """Δ = N·F⁻¹∇h, one tensor per parameter, and Δᵀ∇h."""
+        """Δ = N·F⁻¹∇h, the map's rows of every parameter, and Δᵀ∇h."""
 
     @abstractmethod
     def coverage(self) -> list[Row]: ...
@@ -111,7 +111,11 @@ class Block(ABC):
         return any(p.grad is not None for p in self.parameters)
 
     def gradients(self) -> list[Tensor]:
-        return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        return self.own_rows([torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters])
+
+    def own_rows(self, like_parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Of tensors shaped as the parameters are, the rows that the map consists of."""
+        return [tensor[self.map.rows] for tensor in like_parameters]
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -177,7 +181,7 @@ class KroneckerBlock(Block):
 
     @abstractmethod
     def gradients_of(self, a: Tensor, g: Tensor) -> list[Tensor]:
-        """The gradient of every parameter that a_t and g_t add up to."""
+        """The gradient that a_t and g_t add up to, of the map's rows of every parameter."""
 
     @abstractmethod
     def _observe_inputs(self, A0: Tensor, A1: Tensor | None, a: Tensor, sequences: Sequences) -> None: ...
@@ -205,7 +209,7 @@ class KroneckerBlock(Block):
 
     def coverage(self) -> list[Row]:
         approximation = self.curvature.approximation if self.has_lags else "indep"
-        starts = accumulate(self.rows, initial=0)
+        starts = accumulate(self.rows, initial=self.map.rows.start or 0)
         return [
             Row(
                 f"{self.name}.{split}" if split else self.name,
@@ -229,7 +233,7 @@ class LinearBlock(KroneckerBlock):
     def __init__(self, name: str, map: LinearMap, curvature: Curvature, names: Mapping[Tensor, str]):
         super().__init__(name, map, curvature, names)
         self.widths = [weight.shape[1] for weight in map.weights]
-        self.rows = list(map.splits.values()) or [map.weights[0].shape[0]]
+        self.rows = list(map.splits.values()) or [map.weights[0][map.rows].shape[0]]
         self.columns = sum(self.widths) + bool(map.biases)
         self.dense_A = self._is_dense(self.columns)
 

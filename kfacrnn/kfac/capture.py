@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,13 +28,15 @@ class LinearMap:
 
     `weights` are `[out, in_i]` and stand side by side along the input, W = [W_1 | W_2 | …]; every one of `biases`,
     `[out]`, is added to s_t (an LSTM has two). `splits` names consecutive row ranges of W, e.g. the four gates
-    `{"i": H, …}`: each is a Fisher block of its own and all share the same inputs.
+    `{"i": H, …}`: each is a Fisher block of its own and all share the same inputs. A map may consist of some `rows` of
+    its parameters alone; other maps then hold the others.
     """
 
     name: str
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor, ...] = ()
     splits: Mapping[str, int] = field(default_factory=dict)
+    rows: slice = field(default_factory=lambda: slice(None))
     is_output: bool = False  # feeds the predictive distribution and nothing else, so its g_t are uncorrelated over time
 
     @property
@@ -49,6 +51,7 @@ class EmbeddingMap:
     name: str
     weight: Tensor
     padding_idx: int | None = None  # a row that torch keeps from learning
+    rows: ClassVar[slice] = slice(None)
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -62,6 +65,7 @@ class ElementwiseMap:
     name: str
     gain: Tensor | None = None
     shift: Tensor | None = None
+    rows: ClassVar[slice] = slice(None)
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:

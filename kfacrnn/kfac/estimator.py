@@ -128,7 +128,7 @@ class Estimator:
         parameters = [p for block in blocks for p in block.parameters]
         found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
         rest = iter(found)
-        return [(block, [next(rest) for _ in block.parameters]) for block in blocks]
+        return [(block, block.own_rows([next(rest) for _ in block.parameters])) for block in blocks]
 
     def _passes(
         self, taps: dict[str, Tap], gradients: Sequence[Tensor | None], distribution: Distribution
@@ -174,7 +174,7 @@ def _partition(
         if parameter.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"{names[parameter]} is {parameter.dtype}: train in float32 and compute under autocast")
     blocks: dict[str, Block] = {}
-    owner: dict[Tensor, str] = {}
+    owners: dict[Tensor, list[tuple[range, str]]] = {}
     for name, map in recorder.maps.items():
         if not all(p in names for p in map.parameters):
             continue  # computed from other parameters, which no map holds: parametrizations
@@ -184,14 +184,16 @@ def _partition(
         if frozen:
             raise ValueError(f"{name} is trained only in part, {frozen[0]} is not: train all of it or none")
         for parameter in map.parameters:
-            if parameter in owner:
-                raise ValueError(
-                    f"{names[parameter]} is shared by {owner[parameter]} and {name}: tied weights have no single "
-                    "Kronecker-factored block; untie them"
-                )
-            owner[parameter] = name
+            rows = range(len(parameter))[map.rows]
+            for taken, owner in owners.setdefault(parameter, []):
+                if rows.start < taken.stop and taken.start < rows.stop:
+                    raise ValueError(
+                        f"{names[parameter]} is shared by {owner} and {name}: tied weights have no single "
+                        "Kronecker-factored block; untie them"
+                    )
+            owners[parameter].append((rows, name))
         blocks[name] = block_of(name, map, curvature, names)
-    return blocks, {names[p]: p for p in names if p in trained and p not in owner}
+    return blocks, {names[p]: p for p in names if p in trained and p not in owners}
 
 
 def _first_not_finite(passes: dict[str, Pass]) -> str | None:

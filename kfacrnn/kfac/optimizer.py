@@ -215,7 +215,11 @@ class KFAC(torch.optim.Optimizer):
             if not block.has_gradient:
                 continue
             block_directions, product = block.direction(self._loss_scale)
-            directions.update(zip(block.parameters, block_directions, strict=True))
+            for parameter, direction in zip(block.parameters, block_directions, strict=True):
+                if direction.shape == parameter.shape:
+                    directions[parameter] = direction
+                else:  # other maps hold the other rows
+                    directions.setdefault(parameter, torch.zeros_like(parameter))[block.map.rows] = direction
             products.append(product)
         for parameter in self._estimator.uncovered.values():
             if parameter.grad is not None:

@@ -178,6 +178,22 @@ def test_a_parameter_without_a_gradient_counts_as_having_none():
     assert not torch.equal(expected, without)
 
 
+def test_a_map_of_some_rows_of_its_parameters_is_one_of_parameters_with_no_other_rows():
+    W, b, whole_W, whole_b = parameter(3, 2), parameter(3), parameter(7, 2), parameter(7)
+    rows, splits = slice(4, 7), {"one": 1, "two": 2}
+    torch.manual_seed(1)
+    alone, *_ = made(LinearMap("m", (W,), (b,), splits))
+    partial_map = LinearMap("m", (whole_W,), (whole_b,), splits, rows)
+    block = block_of("block", partial_map, CURVATURE, {whole_W: "W", whole_b: "b"})
+    block.average, block.inverse = alone.average, alone.inverse
+    for whole, part in ((whole_W, W), (whole_b, b)):
+        whole.grad = torch.randn_like(whole)
+        whole.grad[rows] = part.grad
+    torch.testing.assert_close(block.direction(N), alone.direction(N), rtol=0, atol=0)
+    assert block.rows == [1, 2]
+    assert [row.parameters for row in block.coverage()] == ["W[4:5], b[4:5]", "W[5:7], b[5:7]"]
+
+
 @pytest.mark.parametrize(
     "map",
     [
