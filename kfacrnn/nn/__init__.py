@@ -2,7 +2,9 @@
 
 from kfacrnn.nn.convert import convert
 from kfacrnn.nn.dnc import DNC
+from kfacrnn.nn.gru import GRU
 from kfacrnn.nn.layer_norm_lstm import LayerNormLSTM
 from kfacrnn.nn.lstm import LSTM
+from kfacrnn.nn.rnn import RNN
 
-__all__ = ["DNC", "LSTM", "LayerNormLSTM", "convert"]
+__all__ = ["DNC", "GRU", "LSTM", "RNN", "LayerNormLSTM", "convert"]

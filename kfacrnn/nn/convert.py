@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from torch import nn
 
 from kfacrnn.nn.capturable import Capturable
+from kfacrnn.nn.gru import GRU
 from kfacrnn.nn.lstm import LSTM
+from kfacrnn.nn.rnn import RNN
 
 Model = TypeVar("Model", bound=nn.Module)
 
+_CAPTURABLE: dict[type, type[Capturable]] = {nn.LSTM: LSTM, nn.GRU: GRU, nn.RNN: RNN}
+
 
 def convert(model: Model) -> Model:
-    """Turn every `torch.nn.LSTM` in `model` into a `kfacrnn.nn.LSTM`, in place, and return the model.
+    """Turn every `torch.nn.LSTM`, `GRU` and `RNN` in `model` into that of `kfacrnn.nn`, in place, and return the model.
 
     The layers stay the same objects with the same parameters, hooks and training flags, so optimisers and other
     references to them remain valid. Raises ValueError, naming the submodule and changing nothing, for recurrent layers
-    that cannot be captured: GRU, RNN, single cells, subclasses of them, `bidirectional` and `proj_size`.
+    that cannot be captured: single cells, subclasses, `bidirectional` and `proj_size`.
     """
     recurrent = {
         name or "model": module
@@ -25,12 +29,14 @@ def convert(model: Model) -> Model:
         if isinstance(module, nn.RNNBase | nn.RNNCellBase) and not isinstance(module, Capturable)
     }
     for name, module in recurrent.items():
-        if type(module) is not nn.LSTM:
-            raise ValueError(f"cannot convert {name}: {type(module).__name__} is not supported yet, torch.nn.LSTM is")
+        if type(module) not in _CAPTURABLE:
+            kinds = "torch.nn.LSTM, GRU and RNN are"
+            raise ValueError(f"cannot convert {name}: {type(module).__name__} is not supported yet, {kinds}")
         if module.bidirectional:
             raise ValueError(f"cannot convert {name}: bidirectional=True is not supported yet")
         if module.proj_size:
             raise ValueError(f"cannot convert {name}: proj_size={module.proj_size} is not supported yet")
     for module in recurrent.values():
-        module.__class__ = LSTM  # keeps every reference alive; LSTM adds methods, and no state of its own
+        # Keeps every reference alive; the capturable classes add methods, and no state of their own.
+        module.__class__ = cast(type[nn.RNNBase], _CAPTURABLE[type(module)])
     return model

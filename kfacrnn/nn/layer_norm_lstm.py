@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -229,7 +229,7 @@ class LayerNormLSTM(Capturable):
             hx = (zeros, zeros)
         layers = [partial(self._layer, layer) for layer in range(self.num_layers)]
         output, state = run_stack(layers, x, hx, self.dropout if self.training else 0.0)
-        return output.transpose(0, 1) if self.batch_first else output, state
+        return output.transpose(0, 1) if self.batch_first else output, cast(State, state)
 
     def _check(self, input: Tensor, hx: State | None) -> None:
         if isinstance(input, PackedSequence):

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.utils.rnn import PackedSequence
 
 from kfacrnn.kfac.capture import LinearMap, Tape
 from kfacrnn.nn.capturable import Capturable
@@ -31,10 +30,11 @@ from kfacrnn.nn.recurrence import (
     never_compiled,
     previous_hidden,
     recurrent_weight_gradient,
+    refuse_bidirectional,
     rounded_like,
     run_backward,
+    run_captured,
     run_forward,
-    run_stack,
     zero_leaf,
 )
 
@@ -99,27 +99,12 @@ class LSTM(Capturable, nn.LSTM):
     def forward(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]:  # type: ignore[override]
         if self.tape is None:
             return super().forward(input, hx)
-        if isinstance(input, PackedSequence):
-            raise ValueError(
-                "kfacrnn.nn.LSTM cannot be captured on a PackedSequence: pass the padded batch [T, B, input_size] and "
-                "give `lengths` to the predictive distribution"
-            )
-        if input.dim() == 2:
-            raise ValueError("kfacrnn.nn.LSTM cannot be captured on unbatched input: pass [T, 1, input_size]")
         layers = [partial(_captured_layer, map, self.tape) for map in cast(tuple[LinearMap, ...], self.maps())]
-        x = input.transpose(0, 1) if self.batch_first else input
-        if hx is None:
-            zeros = x.new_zeros(self.num_layers, x.shape[1], self.hidden_size)
-            hx = (zeros, zeros)
-        self.check_forward_args(input, hx, None)
-        output, state = run_stack(layers, x, hx, self.dropout if self.training else 0.0)
-        return output.transpose(0, 1) if self.batch_first else output, state
+        output, state = run_captured(self, layers, input, hx, states=2)
+        return output, cast(State, state)
 
     def _build_maps(self) -> tuple[LinearMap, ...]:
-        if self.bidirectional:
-            raise ValueError(
-                "kfacrnn.nn.LSTM cannot be captured with bidirectional=True: use two, one on the reversed sequence"
-            )
+        refuse_bidirectional(self)
         if self.proj_size:
             raise ValueError("kfacrnn.nn.LSTM cannot be captured with proj_size > 0: use a smaller hidden_size instead")
         return tuple(

@@ -1,9 +1,12 @@
-/* The point-wise part of one LSTM step, with or without layer normalisation, for kfacrnn/nn/pointwise.py.
+/* The point-wise part of one step of an LSTM, with or without layer normalisation, or of a GRU, for
+ * kfacrnn/nn/pointwise.py.
  *
  *     c_t = σ(f) c_{t−1} + σ(i) tanh(g)     h_t = σ(o) tanh(c_t)
  *     s_t = gates_t + product               or, with norms, gates_t + LN(product), and h_t = σ(o) tanh(LN(c_t))
  *
- * Rows are cases; gates stand in the order i, f, g, o. Everything is float32 but the pointers to void, which are bfloat16
+ *     h_t = (1 − z) n + z h_{t−1}     (r, z) = σ(gates_t + product)     n = tanh(gates_t + r u)     u = product + bias_hn
+ *
+ * Rows are cases; gates stand in the order i, f, g, o, or r, z, n, and are then 3H. Everything is float32 but the pointers to void, which are bfloat16
  * when `narrow`. No fast-math: NaN and infinity go where arithmetic takes them. */
 
 #define real float
@@ -21,9 +24,12 @@ typedef struct {
     void *output, *product;                       /* [T, B, H]; forward [B, 4H], backward [B, H] */
     void *d_output, *rounded;                     /* [T, B, H], [T, B, 4H]: what the product takes, if not float32 */
     float *d_gates, *d_cell;                      /* [T, B, 4H], [B, H] */
-    float *recurrent, *norms;                     /* [T, B, 4H], [4, T, B]: mean and scale of W_hh h, then of c */
+    float *recurrent, *norms;                     /* [T, B, 4H], [4, T, B]: mean and scale of W_hh h, then of c; u of a
+                                                     GRU, [T, B, H] */
     float *gain_hh, *gain_c, *bias_c;             /* [4H], [H], [H] or absent */
     float *d_recurrent, *d_normed;                /* [T, B, 4H], [T, B, H] */
+    void *initial;                                /* h_0, [B, H], of a GRU */
+    float *bias_hn;                               /* [H] */
 } Steps;
 
 INLINE float from_bits(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
@@ -65,7 +71,7 @@ INLINE void norm_backward(const float *restrict d, const float *restrict z, cons
         dz[j] = (add ? dz[j] : 0) + scale * (d[j] * gain[j] - offset - slope * (z[j] - mean));
 }
 
-INLINE void advance_row(const Steps *p, int64_t t, int64_t b, int narrow) {
+INLINE void lstm_advance_row(const Steps *p, int64_t t, int64_t b, int narrow) {
     const int64_t H = p->hidden, row = t * p->cases + b, rows = p->steps * p->cases;
     float *restrict s = p->gates + row * 4 * H, *restrict y = p->squashed + row * H;
     const float *restrict c_previous = p->cells + row * H;
@@ -99,7 +105,7 @@ INLINE void advance_row(const Steps *p, int64_t t, int64_t b, int narrow) {
     }
 }
 
-INLINE void retreat_row(const Steps *p, int64_t t, int64_t b, int narrow) {
+INLINE void lstm_retreat_row(const Steps *p, int64_t t, int64_t b, int narrow) {
     const int64_t H = p->hidden, row = t * p->cases + b, rows = p->steps * p->cases;
     const float *restrict s = p->gates + row * 4 * H, *restrict y = p->squashed + row * H;
     const float *restrict c_previous = p->cells + row * H;
@@ -132,16 +138,50 @@ INLINE void retreat_row(const Steps *p, int64_t t, int64_t b, int narrow) {
     if (narrow) SIMD for (int64_t j = 0; j < 4 * H; j++) store(p->rounded, row * 4 * H + j, out[j], 1);
 }
 
+INLINE void gru_advance_row(const Steps *p, int64_t t, int64_t b, int narrow) {
+    const int64_t H = p->hidden, row = t * p->cases + b, previous = t ? (row - p->cases) * H : b * H;
+    const void *h = t ? p->output : p->initial;
+    float *restrict s = p->gates + row * 3 * H, *restrict u = p->recurrent + row * H;
+    const float *restrict bias = p->bias_hn;
+    if (p->inputs) SIMD for (int64_t j = 0; j < 3 * H; j++) s[j] = load(p->inputs, row * 3 * H + j, 1);
+    SIMD for (int64_t j = 0; j < 2 * H; j++) s[j] = sigmoid(s[j] + load(p->product, b * 3 * H + j, narrow));
+    SIMD for (int64_t j = 0; j < H; j++) {
+        u[j] = load(p->product, b * 3 * H + 2 * H + j, narrow) + bias[j];
+        float n = s[2 * H + j] = hyperbolic_tangent(s[2 * H + j] + s[j] * u[j]);
+        store(p->output, row * H + j, n + s[H + j] * (load(h, previous + j, narrow) - n), narrow);
+    }
+}
+
+INLINE void gru_retreat_row(const Steps *p, int64_t t, int64_t b, int narrow) {
+    const int64_t H = p->hidden, row = t * p->cases + b, previous = t ? (row - p->cases) * H : b * H;
+    const void *h = t ? p->output : p->initial;
+    const float *restrict s = p->gates + row * 3 * H, *restrict u = p->recurrent + row * H;
+    float *restrict ds = p->d_gates + row * 3 * H, *restrict dr = p->d_recurrent + row * 3 * H;
+    float *restrict dc = p->d_cell + b * H;
+    SIMD for (int64_t j = 0; j < H; j++) {
+        float r = s[j], z = s[H + j], n = s[2 * H + j];
+        float dh = load(p->d_output, row * H + j, narrow) + load(p->product, b * H + j, narrow) + dc[j];
+        float dn = dh * (1.0f - z) * (1.0f - n * n);
+        ds[j] = dr[j] = dn * u[j] * r * (1.0f - r);
+        ds[H + j] = dr[H + j] = dh * (load(h, previous + j, narrow) - n) * z * (1.0f - z);
+        ds[2 * H + j] = dn;
+        dr[2 * H + j] = dn * r;
+        dc[j] = dh * z;
+    }
+    if (narrow) SIMD for (int64_t j = 0; j < 3 * H; j++) store(p->rounded, row * 3 * H + j, dr[j], 1);
+}
+
 #define OVER_ROWS(row, narrow)                                                                            \
     _Pragma("omp parallel for num_threads(p->threads) if (p->threads > 1 && p->cases * p->hidden >= SMALL)") \
     for (int64_t b = 0; b < p->cases; b++) row(p, t, b, narrow)
 
-void advance(const Steps *p, int64_t t) {
-    if (p->narrow) { OVER_ROWS(advance_row, 1); }
-    else { OVER_ROWS(advance_row, 0); }
-}
+#define OVER_CASES(name)                       \
+    void name(const Steps *p, int64_t t) {     \
+        if (p->narrow) { OVER_ROWS(name##_row, 1); } \
+        else { OVER_ROWS(name##_row, 0); }     \
+    }
 
-void retreat(const Steps *p, int64_t t) {
-    if (p->narrow) { OVER_ROWS(retreat_row, 1); }
-    else { OVER_ROWS(retreat_row, 0); }
-}
+OVER_CASES(lstm_advance)
+OVER_CASES(lstm_retreat)
+OVER_CASES(gru_advance)
+OVER_CASES(gru_retreat)

@@ -1,4 +1,4 @@
-"""The point-wise part of an LSTM step in C, where there is a C compiler; knows nothing of layers or Fisher blocks.
+"""The point-wise part of an LSTM or GRU step in C, given a C compiler; knows nothing of layers or Fisher blocks.
 
 `pointwise.c` is compiled when first needed, which takes about a second, and kept in the user's cache folder.
 Where that cannot be done the layers do the same in torch operations, and `status()` says why. The environment's
@@ -28,7 +28,7 @@ FLAGS = ("-O3", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math
 SIZES = ("steps", "cases", "hidden", "threads", "narrow")
 POINTERS = (
     *("inputs", "gates", "cells", "squashed", "output", "product", "d_output", "rounded", "d_gates", "d_cell"),
-    *("recurrent", "norms", "gain_hh", "gain_c", "bias_c", "d_recurrent", "d_normed"),
+    *("recurrent", "norms", "gain_hh", "gain_c", "bias_c", "d_recurrent", "d_normed", "initial", "bias_hn"),
 )
 
 
@@ -41,17 +41,17 @@ class _Steps(ctypes.Structure):
 class CompiledSteps:
     """Steps t of one recurrence, forward (`advance`) or backward (`retreat`), on CPU tensors named as in pointwise.c.
 
-    All must be contiguous and float32, but `output`, `product`, `d_output` and `rounded` may be bfloat16 together,
-    and `inputs` always is.
+    All must be contiguous and float32, but `output`, `initial`, `product`, `d_output` and `rounded` may be bfloat16
+    together, and `inputs` always is. `kernel` is "lstm" or "gru".
     """
 
-    def __init__(self, library: ctypes.CDLL, of: dict[str, Tensor | None]):
+    def __init__(self, library: ctypes.CDLL, of: dict[str, Tensor | None], kernel: str):
         given = {name: tensor for name, tensor in of.items() if tensor is not None}
-        squashed, narrow = given["squashed"], given["product"].dtype == torch.bfloat16
-        sizes = dict(zip(SIZES, (*squashed.shape, torch.get_num_threads(), narrow), strict=True))
+        output, narrow = given["output"], given["product"].dtype == torch.bfloat16
+        sizes = dict(zip(SIZES, (*output.shape, torch.get_num_threads(), narrow), strict=True))
         self._tensors = given  # keeps the memory
         self._steps = ctypes.byref(_Steps(**sizes, **{name: tensor.data_ptr() for name, tensor in given.items()}))
-        self._advance, self._retreat = library.advance, library.retreat
+        self._advance, self._retreat = (getattr(library, f"{kernel}_{way}") for way in ("advance", "retreat"))
         for function in (self._advance, self._retreat):
             function.argtypes, function.restype = (ctypes.c_void_p, ctypes.c_int64), None
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
 
 from kfacrnn.nn import pointwise
 
@@ -23,7 +24,7 @@ aten = torch.ops.aten
 Function = TypeVar("Function", bound=Callable[..., Any])
 State = tuple[Tensor, Tensor]
 Tensors = dict[str, Any]  # by the names in `Steps`
-Layer = Callable[[Tensor, Tensor, Tensor], State]  # (x [T, B, in], h_0, c_0) → (h [T, B, hidden], c_T)
+Layer = Callable[..., tuple[Tensor, ...]]  # (x [T, B, in], h_0, c_0) → (h [T, B, hidden], c_T); a GRU has no c
 
 
 def never_compiled(function: Function) -> Function:
@@ -60,7 +61,7 @@ def previous_hidden(h0: Tensor, output: Tensor) -> Tensor:
 
 
 def recurrent_weight_gradient(ds: Tensor, h0: Tensor, output: Tensor) -> Tensor:
-    """Σ_t ds_tᵀ h_{t−1}, summed over cases: `[4·hidden, hidden]`."""
+    """Σ_t ds_tᵀ h_{t−1}, summed over cases: `[gates·hidden, hidden]`."""
     with torch.autocast(ds.device.type, enabled=False):  # a backward pass may run inside autocast
         first, rest, before = ds[0], ds[1:].flatten(0, 1), output[:-1].flatten(0, 1)
         if ds.dtype == torch.float32:  # MKL takes a quarter less time for h.t() @ ds than for its transpose
@@ -97,7 +98,7 @@ class _Postpone(torch.autograd.Function):
 
 
 class Steps(Protocol):
-    """The point-wise part of a recurrence, on tensors that are known by these names:
+    """The point-wise part of a recurrence, on tensors that are known by these names, if it is an LSTM's:
 
     product           [B, 4H] forward, [B, H] backward     what step t gets from its neighbour through W_hh
     inputs            [T, B, 4H]       what step t gets from x_t; None if `gates` hold it
@@ -114,6 +115,14 @@ class Steps(Protocol):
 
     def retreat(self, t: int) -> None:
         """From these, d_output[t], product and d_cell to d_gates[t], rounded[t] and the d_cell of step t − 1."""
+
+
+class StepsInTorch(Steps, Protocol):
+    """`kernel` names the functions of pointwise.c that do the same, if there are any."""
+
+    kernel: ClassVar[str | None]
+
+    def __init__(self, of: Tensors): ...
 
 
 class Gates:
@@ -151,6 +160,8 @@ class Gates:
 class TorchSteps:
     """`Steps` in torch operations, of any dtype and on any device."""
 
+    kernel: ClassVar[str | None] = "lstm"
+
     def __init__(self, of: Tensors):
         self.gates, self.product = Gates(of["gates"]), of["product"]
         self.inputs: Any = of.get("inputs")
@@ -176,7 +187,7 @@ class TorchSteps:
             self.rounded[t].copy_(self.ds.all[t])
 
 
-def run_forward(in_torch: Callable[[Tensors], Steps], of: Tensors, weight_hh: Tensor, h0: Tensor) -> None:
+def run_forward(in_torch: type[StepsInTorch], of: Tensors, weight_hh: Tensor, h0: Tensor) -> None:
     """All steps; `of` holds all that goes forward but `product`, and is left with what the backward needs."""
     product = h0.new_empty(h0.shape[0], len(weight_hh))
     steps, weight = _steps(in_torch, {**of, "product": product}), weight_hh.t()
@@ -186,8 +197,8 @@ def run_forward(in_torch: Callable[[Tensors], Steps], of: Tensors, weight_hh: Te
     of.pop("inputs", None)
 
 
-def run_backward(in_torch: Callable[[Tensors], Steps], of: Tensors, weight_hh: Tensor, h0: Tensor) -> Tensor:
-    """All steps in reverse; `of` holds all but `product`. Returns the gradient of h_0."""
+def run_backward(in_torch: type[StepsInTorch], of: Tensors, weight_hh: Tensor, h0: Tensor) -> Tensor:
+    """All steps in reverse; `of` holds all but `product`. Returns what reaches h_0 through W_hh of its gradient."""
     product = torch.zeros_like(h0, memory_format=torch.contiguous_format)
     steps = _steps(in_torch, {**of, "product": product})
     for t, ds in reversed([*enumerate(of["rounded"].unbind(0))]):
@@ -196,21 +207,28 @@ def run_backward(in_torch: Callable[[Tensors], Steps], of: Tensors, weight_hh: T
     return product
 
 
-def _steps(in_torch: Callable[[Tensors], Steps], of: Tensors) -> Steps:
-    library = pointwise.kernel_for(of["cells"].dtype, of["product"].dtype, of["cells"].device)
-    return in_torch(of) if library is None else pointwise.CompiledSteps(library, of)
+def _steps(in_torch: type[StepsInTorch], of: Tensors) -> Steps:
+    kernel, gates = in_torch.kernel, of["gates"]
+    if kernel is None or (library := pointwise.kernel_for(gates.dtype, of["product"].dtype, gates.device)) is None:
+        return in_torch(of)
+    return pointwise.CompiledSteps(library, of, kernel)
 
 
-def forward_tensors(inputs: Tensor, h0: Tensor, c0: Tensor) -> Tensors:
+def gates_and_output(inputs: Tensor, h0: Tensor) -> Tensors:
     """What every recurrence fills on its way; `gates` take the memory of `inputs` if those are float32 or float64."""
     inputs = inputs.detach().contiguous()
     gates = rounded_like(inputs, torch.promote_types(inputs.dtype, torch.float32))
-    steps, cases, hidden = *gates.shape[:2], h0.shape[-1]
-    cells = gates.new_empty(steps + 1, cases, hidden)
-    cells[0] = c0
-    shape = (steps, cases, hidden)
-    of = {"gates": gates, "cells": cells, "squashed": gates.new_empty(shape), "output": h0.new_empty(shape)}
+    of = {"gates": gates, "output": h0.new_empty(*gates.shape[:2], h0.shape[-1])}
     return of if gates is inputs else {"inputs": inputs, **of}
+
+
+def forward_tensors(inputs: Tensor, h0: Tensor, c0: Tensor) -> Tensors:
+    """`gates_and_output`, and what an LSTM fills besides."""
+    of = gates_and_output(inputs, h0)
+    steps, cases, hidden = of["output"].shape
+    cells, squashed = (of["gates"].new_empty(length, cases, hidden) for length in (steps + 1, steps))
+    cells[0] = c0
+    return {**of, "cells": cells, "squashed": squashed}
 
 
 def rounded_like(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -218,12 +236,41 @@ def rounded_like(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype else torch.empty_like(x, dtype=dtype)
 
 
-def run_stack(layers: Sequence[Layer], x: Tensor, state: State, dropout: float) -> tuple[Tensor, State]:
+def run_stack(
+    layers: Sequence[Layer], x: Tensor, state: tuple[Tensor, ...], dropout: float
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Layers on top of each other with dropout between them, time first; `state` and the state returned are
     `[layers, B, hidden]` each."""
-    h_n, c_n = [], []
-    for index, (layer, h0, c0) in enumerate(zip(layers, *state, strict=True)):
-        x, c = layer(F.dropout(x, dropout) if index else x, h0, c0)
-        h_n.append(x[-1])
-        c_n.append(c.to(x.dtype))
-    return x, (torch.stack(h_n), torch.stack(c_n))
+    last = []
+    for index, (layer, *initial) in enumerate(zip(layers, *state, strict=True)):
+        x, *rest = layer(F.dropout(x, dropout) if index else x, *initial)
+        last.append((x[-1], *(s.to(x.dtype) for s in rest)))
+    return x, tuple(torch.stack(each) for each in zip(*last, strict=True))
+
+
+def run_captured(
+    module: nn.RNNBase, layers: Sequence[Layer], input: Tensor, hx: Any, states: int
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`layers` in place of those of torch's `module`, with the arguments of its forward. `states` is 1, or 2 with c."""
+    name = f"kfacrnn.nn.{type(module).__name__}"
+    if isinstance(input, PackedSequence):
+        raise ValueError(
+            f"{name} cannot be captured on a PackedSequence: pass the padded batch [T, B, input_size] and "
+            "give `lengths` to the predictive distribution"
+        )
+    if input.dim() == 2:
+        raise ValueError(f"{name} cannot be captured on unbatched input: pass [T, 1, input_size]")
+    x = input.transpose(0, 1) if module.batch_first else input
+    if hx is None:
+        zeros = x.new_zeros(module.num_layers, x.shape[1], module.hidden_size)
+        hx = zeros if states == 1 else (zeros,) * states
+    module.check_forward_args(input, hx, None)
+    state = (hx,) if states == 1 else hx
+    output, state = run_stack(layers, x, state, module.dropout if module.training else 0.0)
+    return output.transpose(0, 1) if module.batch_first else output, state
+
+
+def refuse_bidirectional(module: nn.RNNBase) -> None:
+    if module.bidirectional:
+        name = f"kfacrnn.nn.{type(module).__name__}"
+        raise ValueError(f"{name} cannot be captured with bidirectional=True: use two, one on the reversed sequence")

@@ -7,14 +7,15 @@ a batch, of padding or of a layout; nothing but the parameters is shared with th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kfacrnn.nn import LSTM, LayerNormLSTM
+from kfacrnn.nn import GRU, LSTM, RNN, LayerNormLSTM
 from kfacrnn.predictive import Bernoulli, Categorical
 
 E, H = 2, 3  # dimension of embeddings, hidden units
@@ -119,15 +120,48 @@ def layer_norm_lstm(case: Case, name: str, layer: int, x: Sequence[Tensor]) -> l
     return outputs
 
 
+def gru(case: Case, name: str, layer: int, x: Sequence[Tensor]) -> list[Tensor]:
+    keys = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    W_x, W_h, b_x, b_h = (case.parameters[f"{name}.{key}_l{layer}"] for key in keys)
+    W_xr, W_xz, W_xn = W_x.split(H)
+    W_hr, W_hz, W_hn = W_h.split(H)
+    W = torch.cat([torch.cat([W_xr, W_hr], 1), torch.cat([W_xz, W_hz], 1)])
+    b = torch.cat([b_x[:H] + b_h[:H], b_x[H : 2 * H] + b_h[H : 2 * H]])
+    h, outputs = torch.zeros(H).to(W_x), []
+    for x_t in x:
+        s = case.affine(f"{name}.l{layer}", torch.cat([x_t, h]), W, b)
+        r, z = s[:H].sigmoid(), s[H:].sigmoid()
+        from_x = case.affine(f"{name}.l{layer}.ih", x_t, W_xn, b_x[2 * H :])
+        from_h = case.affine(f"{name}.l{layer}.hh", h, W_hn, b_h[2 * H :])
+        h = (1 - z) * (from_x + r * from_h).tanh() + z * h
+        outputs.append(h)
+    return outputs
+
+
+def rnn(activation: Callable[[Tensor], Tensor], case: Case, name: str, layer: int, x: Sequence[Tensor]) -> list[Tensor]:
+    keys = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    W_x, W_h, b_x, b_h = (case.parameters[f"{name}.{key}_l{layer}"] for key in keys)
+    h, outputs = torch.zeros(H).to(W_x), []
+    for x_t in x:
+        h = activation(case.affine(f"{name}.l{layer}", torch.cat([x_t, h]), torch.cat([W_x, W_h], 1), b_x + b_h))
+        outputs.append(h)
+    return outputs
+
+
+def recurrence(module: nn.Module) -> Callable[[Case, str, int, Sequence[Tensor]], list[Tensor]]:
+    if isinstance(module, RNN):
+        return partial(rnn, {"tanh": torch.tanh, "relu": torch.relu}[module.nonlinearity])
+    return {LSTM: lstm, LayerNormLSTM: layer_norm_lstm, GRU: gru}[type(module)]
+
+
 def language_model(model: LanguageModel, tokens: Tensor) -> tuple[Case, list[Tensor]]:
     """The case and its logits, for the tokens `[T]` of one sequence."""
     case = Case(model)
     weight = case.parameters["embedding.weight"]
     one_hot = F.one_hot(tokens, len(weight)).to(weight.dtype)
     x = [case.see("embedding", a, a @ weight) for a in one_hot]
-    step = layer_norm_lstm if isinstance(model.rnn, LayerNormLSTM) else lstm
     for layer in range(model.rnn.num_layers):
-        x = step(case, "rnn", layer, x)
+        x = recurrence(model.rnn)(case, "rnn", layer, x)
     gain, shift = case.parameters["norm.weight"], case.parameters["norm.bias"]
     x = [case.see("norm", standardise(h), gain * standardise(h) + shift) for h in x]
     W, b = case.parameters["softmax.weight"], case.parameters["softmax.bias"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch.nn import functional as F
 
 from kfacrnn.kfac.blocks import Curvature
 from kfacrnn.kfac.estimator import Estimator
-from kfacrnn.nn import DNC, LSTM, LayerNormLSTM
+from kfacrnn.nn import DNC, GRU, LSTM, RNN, LayerNormLSTM
 from kfacrnn.predictive import Bernoulli, Categorical
 from tests.kfac import brute_force
 from tests.kfac.brute_force import A, G, Given, GivenBits, LanguageModel, Series, gain_moment, gate
@@ -49,7 +51,6 @@ def assert_linear(estimator: Estimator, name: str, cases: list[Series], rows: li
 
 
 def assert_language_model(estimator: Estimator, by_map: dict[str, list[Series]]) -> None:
-    gates = [gate(number) for number in range(4)]
     assert set(estimator.blocks) == set(by_map)
     for name, cases in by_map.items():
         match name.rsplit(".")[-1]:
@@ -65,13 +66,17 @@ def assert_language_model(estimator: Estimator, by_map: dict[str, list[Series]])
             case "bias":
                 torch.testing.assert_close(values(estimator, name), [G(cases, 0).diagonal()], **EXACT)
             case _:
-                assert_linear(estimator, name, cases, gates)
+                gates = len(cases[0].g[0]) // brute_force.H
+                assert_linear(estimator, name, cases, [gate(number) for number in range(gates)])
 
 
 # -------------------------------------------------------------------------------------------- factors equal brute force
 
 
-@pytest.mark.parametrize("layer", [LSTM, LayerNormLSTM])
+LAYERS = [LSTM, LayerNormLSTM, GRU, RNN, partial(RNN, nonlinearity="relu")]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=["LSTM", "LayerNormLSTM", "GRU", "RNN", "rectified RNN"])
 @pytest.mark.parametrize("lengths", [(T,) * B, LENGTHS], ids=["full", "padded"])
 @pytest.mark.parametrize("batch_first", [False, True], ids=["time_first", "batch_first"])
 def test_factors_of_a_language_model_equal_brute_force_per_case_and_step(layer, lengths, batch_first):
@@ -285,7 +290,7 @@ def whitened(M0: Tensor, M1: Tensor, damping: float) -> float:
 
 
 @pytest.mark.parametrize(("dtype", "damping"), [(torch.float32, 1e-3), (torch.float64, 1e-10)], ids=str)
-@pytest.mark.parametrize("layer", [LSTM, LayerNormLSTM])
+@pytest.mark.parametrize("layer", [LSTM, LayerNormLSTM, GRU])
 def test_no_singular_value_of_psi_exceeds_one_on_padded_averaged_statistics(dtype, damping, layer):
     model = language_model(dtype=dtype, layer=layer, dropout=0.3)
     estimated = estimator(model, decay=0.8)
@@ -297,8 +302,9 @@ def test_no_singular_value_of_psi_exceeds_one_on_padded_averaged_statistics(dtyp
     for name, block in estimated.blocks.items():
         if name.startswith("rnn.l") and getattr(block, "has_lags", False):
             A0, A1, *G = block.average.values()
-            largest += [whitened(A0, A1, damping), *(whitened(G[k], G[k + 4], damping) for k in range(4))]
-    assert len(largest) == (10 if layer is LSTM else 20)
+            gates = len(G) // 2
+            largest += [whitened(A0, A1, damping), *(whitened(G[k], G[k + gates], damping) for k in range(gates))]
+    assert len(largest) == {LSTM: 10, LayerNormLSTM: 20, GRU: 14}[layer]
     assert max(largest) <= 1 + 1e-4
     assert max(largest) > 0.75  # the bound is nearly attained, not trivially kept
 
@@ -397,6 +403,35 @@ def test_half_precision_does_not_look_like_a_tied_weight():
     model = language_model(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         assert estimator(model).update(lambda: Categorical(model(tokens(1, 60, 20))))
+
+
+def test_maps_that_share_rows_of_a_parameter_are_refused_by_name(monkeypatch):
+    model = nn.Sequential(GRU(3, 4), nn.Linear(4, V))
+    maps = model[0].maps()
+    monkeypatch.setattr(model[0], "maps", lambda: (*maps[:2], replace(maps[2], rows=slice(7, 12))))
+    with pytest.raises(ValueError, match=r"0\.weight_hh_l0 is shared by 0\.l0 and 0\.l0\.hh"):
+        estimator(model)
+
+
+def test_a_gru_of_which_only_one_weight_is_trained_is_refused_by_name():
+    model = nn.Sequential(GRU(3, 4), nn.Linear(4, V))
+    model[0].weight_ih_l0.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"0\.l0 is trained only in part, 0\.weight_ih_l0 is not"):
+        estimator(model)
+
+
+def test_a_weight_of_a_gru_that_is_used_beside_it_is_refused_by_name_in_the_first_pass():
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru, self.softmax = GRU(3, 4), nn.Linear(4, V)
+
+        def forward(self, x):
+            return self.softmax(self.gru(x)[0]) * (1 + self.gru.weight_hh_l0[8:].sum())
+
+    model, x = Beside(), torch.randn(T, B, 3)
+    with pytest.raises(ValueError, match=r"gru\.weight_hh_l0, .* in other ways than through gru\.l0\.hh"):
+        estimator(model).update(lambda: Categorical(model(x)))
 
 
 class Chain(nn.Sequential):

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import ExponentialLR, LambdaLR
 
 from kfacrnn import KFAC
 from kfacrnn.kfac.step_size import LevenbergMarquardt
-from kfacrnn.nn import DNC, LSTM, LayerNormLSTM
+from kfacrnn.nn import DNC, GRU, LSTM, LayerNormLSTM
 from kfacrnn.predictive import Bernoulli, Categorical
 from tests.kfac import brute_force, dense
 from tests.kfac.brute_force import A, G, Given, GivenBits, LanguageModel, gain_moment, gate
@@ -69,7 +69,23 @@ def assert_same(model: nn.Module, other: nn.Module) -> None:
 # --------------------------------------------------------------------------------- the recipe again, on dense matrices
 
 
-OPTIONS = {"lr": 0.095, "damping": 1e-2, "kl_clip": 3e-2, "momentum": 0.8, "weight_decay": 0.1}
+OPTIONS = {"lr": 0.12, "damping": 1e-2, "kl_clip": 3e-2, "momentum": 0.8, "weight_decay": 0.1}
+
+
+def gates(count: int, first: int = 0) -> slice:
+    return slice(first * brute_force.H, (first + count) * brute_force.H)
+
+
+# Map → weights side by side, biases, their rows, gates.
+WEIGHTS, BIASES = ("weight_ih", "weight_hh"), ("bias_ih", "bias_hh")
+MAPS = {
+    LSTM: {"rnn.l0": (WEIGHTS, BIASES, gates(4), 4)},
+    GRU: {
+        "rnn.l0": (WEIGHTS, BIASES, gates(2), 2),
+        "rnn.l0.ih": (WEIGHTS[:1], BIASES[:1], gates(1, 2), 1),
+        "rnn.l0.hh": (WEIGHTS[1:], BIASES[1:], gates(1, 2), 1),
+    },
+}
 
 
 class Dense:
@@ -87,9 +103,13 @@ class Dense:
 
     def observe(self, x: Tensor, y: Tensor) -> None:
         by_map = brute_force.language_model_series(self.model, x, y, [T] * B)
-        rnn, rows = by_map["rnn.l0"], [gate(number) for number in range(4)]
+        recurrent = {}
+        for name, (*_, count) in MAPS[type(self.model.rnn)].items():
+            cases, rows = by_map[name], [gate(number) for number in range(count)]
+            G0, G1 = ([G(cases, lag, r) for r in rows] for lag in (0, 1))
+            recurrent[name] = (A(cases, 0), A(cases, 1), G0, G1)
         self.passes.append({
-            "A0": A(rnn, 0), "A1": A(rnn, 1), "G0": [G(rnn, 0, r) for r in rows], "G1": [G(rnn, 1, r) for r in rows],
+            **recurrent,
             "softmax": (A(by_map["softmax"], 0), G(by_map["softmax"], 0)),
             "embedding": (A(by_map["embedding"], 0), G(by_map["embedding"], 0)),
             "norm": (gain_moment(by_map["norm"]), G(by_map["norm"], 0).diagonal()),
@@ -120,13 +140,15 @@ class Dense:
         found["softmax.bias"] = bias.squeeze(1)
         for name, value in zip(("norm.weight", "norm.bias"), f["norm"], strict=True):
             found[name] = gradient[name] / (value + OPTIONS["damping"])
-        keys = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        Z = torch.cat([gradient[f"rnn.{key}_l0"].reshape(4 * brute_force.H, -1) for key in keys[:3]], 1)
-        pi = (f["A0"].trace() / len(f["A0"]) / (sum(M.trace() / len(M) for M in f["G0"]) / 4)).sqrt().item()
-        gates = [self.multiply(Z[gate(k)], f["A0"], f["G0"][k], f["A1"], f["G1"][k], pi=pi) for k in range(4)]
-        W_x, W_h, bias = torch.cat(gates).split([brute_force.E, brute_force.H, 1], 1)
-        for key, value in zip(keys, (W_x, W_h, bias.squeeze(1) / 2, bias.squeeze(1) / 2), strict=True):
-            found[f"rnn.{key}_l0"] = value
+        for name, (weights, biases, rows, count) in MAPS[type(self.model.rnn)].items():
+            weights, biases = ([f"rnn.{key}_l0" for key in keys] for keys in (weights, biases))
+            A0, A1, G0, G1 = f[name]
+            Z = torch.cat([*(gradient[key][rows] for key in weights), gradient[biases[0]][rows].unsqueeze(1)], 1)
+            pi = (A0.trace() / len(A0) / (sum(M.trace() / len(M) for M in G0) / count)).sqrt().item()
+            D = torch.cat([self.multiply(Z[gate(k)], A0, G0[k], A1, G1[k], pi=pi) for k in range(count)])
+            *parts, bias = D.split([*(gradient[key].shape[1] for key in weights), 1], 1)
+            for key, part in zip((*weights, *biases), (*parts, *[bias.squeeze(1) / len(biases)] * 2), strict=False):
+                found.setdefault(key, torch.full_like(gradient[key], math.nan))[rows] = part
         return found
 
     def step(self, x: Tensor, y: Tensor) -> None:
@@ -150,9 +172,10 @@ class Dense:
 
 
 @pytest.mark.parametrize("delay", [0, 1], ids=["synchronous", "background"])
+@pytest.mark.parametrize("layer", [LSTM, GRU])
 @pytest.mark.parametrize("approximation", THREE)
-def test_every_step_is_that_of_the_recipe_on_dense_matrices(approximation, delay):
-    model = language_model(dtype=torch.float64, layers=1)
+def test_every_step_is_that_of_the_recipe_on_dense_matrices(approximation, layer, delay):
+    model = language_model(dtype=torch.float64, layers=1, layer=layer)
     reference = Dense(model, approximation)
     optimizer = KFAC(
         model, approximation, loss_scale=T, **OPTIONS, statistics_every=2, statistics_decay=Dense.decay,
@@ -211,7 +234,7 @@ def first_steps(approximation, x, y, sampled, *, repeats=1, scale=1.0, steps=T, 
     return parameters(model)
 
 
-@pytest.mark.parametrize("layer", [LSTM, LayerNormLSTM])
+@pytest.mark.parametrize("layer", [LSTM, LayerNormLSTM, GRU])
 @pytest.mark.parametrize("approximation", THREE)
 def test_an_update_does_not_change_when_the_batch_is_duplicated(approximation, layer):
     data = tokens(0), tokens(1), tokens(2)
@@ -258,7 +281,7 @@ def test_with_several_steps_the_three_differ():
 
 
 @pytest.mark.parametrize("approximation", THREE)
-@pytest.mark.parametrize("layer", [LSTM, LayerNormLSTM])
+@pytest.mark.parametrize("layer", [LSTM, LayerNormLSTM, GRU])
 def test_very_large_damping_follows_the_gradient(approximation, layer):
     model = language_model(dtype=torch.float64, layer=layer, bias=False)
     before = parameters(model)

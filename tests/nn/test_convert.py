@@ -1,8 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from kfacrnn.nn import LSTM, LayerNormLSTM, convert
+from kfacrnn.kfac.capture import Tape
+from kfacrnn.nn import GRU, LSTM, RNN, LayerNormLSTM, convert
 
 
 class LanguageModel(nn.Module):
@@ -15,17 +18,29 @@ class LanguageModel(nn.Module):
         return self.stack["recurrent"](self.embedding(tokens))[0]
 
 
-def test_every_lstm_is_swapped_and_results_do_not_change():
+@pytest.mark.parametrize(
+    ("layer", "ours", "maps"),
+    [
+        (nn.LSTM, LSTM, ["l0", "l1"]),
+        (nn.GRU, GRU, ["l0", "l0.ih", "l0.hh", "l1", "l1.ih", "l1.hh"]),
+        (nn.RNN, RNN, ["l0", "l1"]),
+        (partial(nn.RNN, nonlinearity="relu"), RNN, ["l0", "l1"]),
+    ],
+    ids=["LSTM", "GRU", "RNN", "rectified RNN"],
+)
+def test_every_recurrent_layer_is_swapped_and_results_do_not_change(layer, ours, maps):
     torch.manual_seed(0)
-    model = LanguageModel(nn.LSTM(4, 5, num_layers=2, dropout=0.5)).eval()
+    model = LanguageModel(layer(4, 5, num_layers=2, dropout=0.5)).eval()
     tokens = torch.randint(7, (6, 3))
     before = model(tokens)
     assert convert(model) is model
     recurrent = model.stack["recurrent"]
-    assert type(recurrent) is LSTM
+    assert type(recurrent) is ours
     assert not recurrent.training
+    assert torch.equal(model(tokens), before)
+    assert [map.name for map in recurrent.maps()] == maps
+    recurrent.tape = Tape()
     torch.testing.assert_close(model(tokens), before)
-    assert [map.name for map in recurrent.maps()] == ["l0", "l1"]
 
 
 def test_an_optimizer_made_before_moves_the_parameters_after():
@@ -53,8 +68,8 @@ def test_a_bare_lstm_is_returned_converted():
 
 
 def test_what_is_capturable_already_is_left_alone():
-    model = nn.ModuleList([LSTM(4, 5), LayerNormLSTM(4, 5)])
-    assert [type(layer) for layer in convert(model)] == [LSTM, LayerNormLSTM]
+    model = nn.ModuleList([LSTM(4, 5), LayerNormLSTM(4, 5), GRU(4, 5), RNN(4, 5)])
+    assert [type(layer) for layer in convert(model)] == [LSTM, LayerNormLSTM, GRU, RNN]
 
 
 class Subclass(nn.LSTM):
@@ -64,8 +79,9 @@ class Subclass(nn.LSTM):
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (nn.GRU(4, 5), "GRU"),
-        (nn.RNN(4, 5), "RNN"),
+        (nn.GRU(4, 5, bidirectional=True), "bidirectional"),
+        (nn.RNN(4, 5, bidirectional=True), "bidirectional"),
+        (nn.GRUCell(4, 5), "GRUCell"),
         (nn.RNNCell(4, 5), "RNNCell"),
         (nn.LSTMCell(4, 5), "LSTMCell"),
         (Subclass(4, 5), "Subclass"),

@@ -47,7 +47,7 @@ def forward(library, gates, cell, narrow=False):
         "output": torch.empty(1, cases, hidden, dtype=dtype),
         "product": torch.zeros(cases, 4 * hidden, dtype=dtype),
     }
-    pointwise.CompiledSteps(library, of).advance(0)
+    pointwise.CompiledSteps(library, of, "lstm").advance(0)
     return of["gates"][0], of["cells"][1], of["squashed"][0], of["output"][0]
 
 
@@ -103,7 +103,7 @@ def test_one_step_and_its_gradients_equal_autograds_in_float64(library, cases, h
         d_gates, dc = torch.empty(1, cases, 4 * hidden), d_cell.clone()
         of = {"gates": gates[None], "cells": torch.stack([c_previous, c_found]), "squashed": y[None]}
         of |= {"output": h_found[None], "product": product, "d_output": d_output[None].contiguous()}
-        steps = pointwise.CompiledSteps(library, {**of, "d_gates": d_gates, "rounded": d_gates, "d_cell": dc})
+        steps = pointwise.CompiledSteps(library, {**of, "d_gates": d_gates, "rounded": d_gates, "d_cell": dc}, "lstm")
         steps.retreat(0)
     finally:
         torch.set_num_threads(before)
