@@ -113,6 +113,13 @@ def conversion(metric: str) -> Callable[[float], float]:
     return lambda nats: nats
 
 
+def to_nats(metric: str, value: float) -> float:
+    """From what a task calls `metric` to nats per unit: the inverse of `conversion`."""
+    if metric == "perplexity":
+        return math.log(value) if value > 0 else -math.inf
+    return value * math.log(2) if metric.startswith("bits") else value
+
+
 def check_conversion(metric: str, pairs: Iterable[tuple[float, float]]) -> None:
     """Holds the conversion against stored pairs of nats and metric. Raises `UserError` where they disagree."""
     convert = conversion(metric)

@@ -73,6 +73,12 @@ def hardware(device: str = "cpu") -> dict[str, Any]:
     return found
 
 
+def machine(hardware: dict[str, Any]) -> str:
+    """Hardware in one line, whatever order its keys came in."""
+    known = ("cpu", "cores", "gpu")
+    return ", ".join(f"{key} {hardware[key]}" for key in sorted(hardware, key=lambda key: (*known, key).index(key)))
+
+
 def _processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

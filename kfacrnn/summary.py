@@ -4,9 +4,9 @@ Everything is taken of the same smoothed curve: at every row the mean over the r
 as selection has it. Its last value is a run's *final value*. The *target* is the least final value among the baselines
 that the experiment names, where a line's final value is the median over its seeds, and of two middle ones the higher:
 so most seeds of the best baseline reach the target, whatever their number. It is not below `solved`, the loss with
-which the experiment is content: how many zeros the loss of a solved task has is no comparison. A run *arrives* at its
-first row at or below the target; one that diverged never does. Plain numbers only; this module knows neither files nor
-pictures.
+which the experiment is content: how many zeros the loss of a solved task has is no comparison. Or somebody *names* the
+target, whatever the baselines attain. A run *arrives* at its first row at or below the target; one that diverged never
+does. Plain numbers only; this module knows neither files nor pictures.
 """
 
 from __future__ import annotations
@@ -103,6 +103,17 @@ class Entry:
     seconds_per_update_p95: float | None = None
 
 
+@dataclass(frozen=True)
+class Goal:
+    """How a target comes from the best baseline's final value. Everything in nats."""
+
+    solved: float = -math.inf
+    named: float | None = None
+
+    def target(self, final: float) -> float:
+        return max(final, self.solved) if self.named is None else self.named
+
+
 def smoothed(curve: Curve, last: int) -> Curve:
     """Means over the rows of the last `last` updates, from the first row with so many behind it; of a shorter run,
     one mean over all of it."""
@@ -123,25 +134,33 @@ def smoothed(curve: Curve, last: int) -> Curve:
 
 
 def summarise(
-    lines: Sequence[Line], baselines: Collection[str], convert: Callable[[float], float], solved: float = -math.inf
+    lines: Sequence[Line],
+    baselines: Collection[str],
+    convert: Callable[[float], float],
+    solved: float = -math.inf,
+    named: float | None = None,
 ) -> list[Entry]:
     """A row for every line, model after model. `baselines` are methods, `convert` turns nats into the metric,
-    `solved` is in nats."""
+    `solved` and `named`, a target that does not depend on the baselines, are in nats."""
+    goal = Goal(solved, named)
     entries = []
     for model in dict.fromkeys(line.model for line in lines):
         group = [line for line in lines if line.model == model]
-        best = _best([line for line in group if line.method in baselines], solved)
+        best = _best([line for line in group if line.method in baselines], goal)
         for line in group:
             entry = _ending(line, convert)
-            entries.append(_against(entry, best, convert, solved) if best and line.runs else entry)
+            if line.runs and (best or named is not None):
+                entry = _against(entry, best, convert, goal)
+            entries.append(entry)
     return entries
 
 
-def _best(baselines: Sequence[Line], solved: float) -> Line | None:
-    """The one with the least final value; among those that solve the task, the first to do so."""
+def _best(baselines: Sequence[Line], goal: Goal) -> Line | None:
+    """The one with the least final value; among those that solve the task, or have a named target to reach, the first
+    to do so."""
 
     def order(line: Line) -> tuple[float, float]:
-        target = max(line.final, solved)
+        target = goal.target(line.final)
         return target, line.median_arrival(target, "updates") or 0.0
 
     return min((line for line in baselines if math.isfinite(line.final)), key=order, default=None)
@@ -157,36 +176,37 @@ def _ending(line: Line, convert: Callable[[float], float]) -> Entry:
     return Entry(line, middle, low, high, seconds_per_update=median, seconds_per_update_p95=p95)
 
 
-def _against(entry: Entry, best: Line, convert: Callable[[float], float], solved: float) -> Entry:
-    line, target = entry.line, max(best.final, solved)
+def _against(entry: Entry, best: Line | None, convert: Callable[[float], float], goal: Goal) -> Entry:
+    line, final = entry.line, best.final if best else math.inf
+    target = goal.target(final)
     return replace(
         entry,
         target=convert(target),
-        solved=target > best.final,
-        baseline=best.name,
+        solved=target > final,
+        baseline=best.name if best else None,
         reached=sum(math.isfinite(run.arrival(target, "updates")) for run in line.runs),
         updates=line.median_arrival(target, "updates"),
-        updates_ratio=_ratio(line, best, "updates", solved),
+        updates_ratio=_ratio(line, best, "updates", goal) if best else None,
         seconds=line.median_arrival(target, "seconds"),
-        seconds_ratio=_ratio(line, best, "seconds", solved),
+        seconds_ratio=_ratio(line, best, "seconds", goal) if best else None,
     )
 
 
-def _ratio(line: Line, best: Line, axis: str, solved: float) -> Ratio | None:
-    above, below = (each.median_arrival(max(best.final, solved), axis) for each in (line, best))
+def _ratio(line: Line, best: Line, axis: str, goal: Goal) -> Ratio | None:
+    above, below = (each.median_arrival(goal.target(best.final), axis) for each in (line, best))
     if above is None or below is None or math.isinf(below):
         return None
     if line is best:
         return Ratio(1.0)
-    return Ratio(above / below, *(interval(line, best, axis, solved) or ()))
+    return Ratio(above / below, *(interval(line, best, axis, goal) or ()))
 
 
-def interval(line: Line, best: Line, axis: str, solved: float = -math.inf) -> tuple[float, float] | None:
+def interval(line: Line, best: Line, axis: str, goal: Goal = Goal()) -> tuple[float, float] | None:
     """Percentile bootstrap over seeds of the ratio of median arrivals, the target being taken anew from every draw.
 
     Seeds that both lines have run are drawn together, since an equal seed means equal weights and batches; lines with
-    different seeds are drawn independently. Draws in which most runs of the baseline diverged have no target and do not
-    count. None with fewer than two seeds on either side.
+    different seeds are drawn independently. Draws in which most runs of the baseline diverged have no target, and those
+    in which it does not reach a named one have no ratio: neither counts. None with fewer than two seeds on either side.
     """
     import numpy as np
 
@@ -204,13 +224,14 @@ def interval(line: Line, best: Line, axis: str, solved: float = -math.inf) -> tu
     finals = np.array([run.final for run in rivals])
     target = np.sort(rival, axis=1)[:, len(rivals) // 2]  # ascending finals: the higher median is the middle index
     above, below = (
-        np.array([[each.arrival(run, max(final, solved), axis) for run in of] for final in finals])  # [target, seed]
+        np.array([[each.arrival(run, goal.target(final), axis) for run in of] for final in finals])  # [target, seed]
         for each, of in ((line, runs), (best, rivals))
     )
-    counts = np.isfinite(finals[target])
-    medians = [
-        np.median(times[target[:, None], drawn], axis=1)[counts] for times, drawn in ((above, own), (below, rival))
-    ]
+    numerator, denominator = (
+        np.median(times[target[:, None], drawn], axis=1) for times, drawn in ((above, own), (below, rival))
+    )
+    counts = np.isfinite(finals[target]) & np.isfinite(denominator)
     tails = (1 - LEVEL) / 2, (1 + LEVEL) / 2
-    low, high = np.quantile(medians[0] / medians[1], tails, method="inverted_cdf")  # no mean of a number and ∞
+    ratios = numerator[counts] / denominator[counts]
+    low, high = np.quantile(ratios, tails, method="inverted_cdf")  # no mean of a number and ∞
     return float(low), float(high)

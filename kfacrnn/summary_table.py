@@ -94,14 +94,14 @@ def stored(shown: Table) -> dict[str, object]:
 
 def _to_csv(entries: Sequence[Entry]) -> str:
     text = io.StringIO()
-    rows = [_record(entry) for entry in entries]
+    rows = [record(entry) for entry in entries]
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
-def _record(entry: Entry) -> dict[str, object]:
+def record(entry: Entry) -> dict[str, object]:
     """All digits; None is an empty cell and `inf` is never."""
     line = entry.line
     record: dict[str, object] = {
