@@ -32,10 +32,11 @@ from kfacrnn.discovery import unknown
 from kfacrnn.errors import UserError
 from kfacrnn.experiment import Experiment
 from kfacrnn.plan import Plan, PlannedRun
+from kfacrnn.provenance import machine
+from kfacrnn.sources import open_source
 from kfacrnn.store import write_atomic, write_json
 from kfacrnn.summary_table import Table
 
-SOURCES = ("results", "csv")
 COLUMNS = [field.name for field in dataclasses.fields(Row)]
 
 
@@ -44,16 +45,18 @@ def figure(
 ) -> list[Path]:
     """Draws an experiment's figure into `out` (default: `results`/figures) and returns the files written.
 
-    `source` is `results`, the store, or `csv`, the figure's own CSV. Raises `UserError` when there is nothing to draw,
-    or when a time axis would mix hardware.
+    `source` is one of `kfacrnn.sources`, or `csv`, the figure's own CSV. Raises `UserError` when there is nothing to
+    draw, or when a time axis would mix hardware.
     """
-    if source not in SOURCES:
-        raise UserError(unknown("source of a figure", source, SOURCES))
     described = experiment.load(name)
     folder = Path(out).expanduser() if out else Path(results).expanduser() / "figures"
     table, written = folder / f"{described.name}.csv", []
-    if source == "results":
-        rows, shown, provenance = collect(Plan(described, results, overrides))
+    if source != "csv":
+        opened = open_source(source, results=results)
+        for note in opened.notes:
+            print(f"{source}: {note}", file=sys.stderr)
+        plan = Plan(described, str(opened.store.root), overrides)
+        rows, shown, provenance = collect(plan, source, benches=Path(results).expanduser())
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -72,12 +75,16 @@ def figure(
     return written
 
 
-def collect(plan: Plan) -> tuple[list[Row], Table, dict[str, Any]]:
-    """The figure's rows from the finished runs of a plan, its table, and where each of its lines comes from."""
+def collect(
+    plan: Plan, source: str = "results", benches: Path | None = None
+) -> tuple[list[Row], Table, dict[str, Any]]:
+    """The figure's rows from the finished runs of a plan, its table, and where each of its lines comes from. `source`
+    is what the plan's store is called, `benches` the results folder with the benchmarks (default: that of the plan)."""
     described, picture = plan.experiment, plan.experiment.figure
     lines = {line: [planned for planned in plan.confirmation(line) if planned.finished] for line in plan.lines}
     if not any(lines.values()):
-        raise UserError(f"{described.name} has no finished run in {plan.store.root}; kfacrnn sweep {described.name}")
+        where = plan.store.root if source == "results" else source
+        raise UserError(f"{described.name} has no finished run in {where}; kfacrnn sweep {described.name}")
     for line, finished in lines.items():
         expected = len(described.lines[line].seeds)
         if len(finished) < expected:
@@ -85,7 +92,9 @@ def collect(plan: Plan) -> tuple[list[Row], Table, dict[str, Any]]:
     runs = [planned for finished in lines.values() for planned in finished]
     task = runs[0].folder.meta()["task"]
     _check_chance(described, task)
-    costs = {line: _cost(plan, finished) for line, finished in lines.items()} if picture.benched_seconds else {}
+    costs: dict[str, Cost | None] = {}
+    if picture.benched_seconds:
+        costs = {line: _cost(finished, benches or plan.store.root) for line, finished in lines.items()}
     if "seconds" in picture.panels and not picture.mix_hardware:
         _check_hardware(
             [planned for planned in runs if _undisturbed(planned)], [cost for cost in costs.values() if cost]
@@ -107,14 +116,14 @@ def collect(plan: Plan) -> tuple[list[Row], Table, dict[str, Any]]:
     timed = [planned for planned in runs if _undisturbed(planned)] if "seconds" in picture.panels else []
     shown = summary_table.of_runs(described, every, timed, costs, convert)
     about = {"title": picture.title, "claim": described.claim, "table": summary_table.stored(shown)}
-    return rows, shown, _provenance(plan, lines, task, costs) | about
+    return rows, shown, _provenance(plan, lines, task, costs) | {"source": source} | about
 
 
-def _cost(plan: Plan, finished: Sequence[PlannedRun]) -> Cost | None:
+def _cost(finished: Sequence[PlannedRun], benches: Path) -> Cost | None:
     """The benched cost of a line's updates if none of its runs had the machine to itself."""
     if not finished or any(_undisturbed(planned) for planned in finished):
         return None
-    return benched.cost(finished[0].run, plan.store.root)
+    return benched.cost(finished[0].run, benches)
 
 
 def _curve(planned: PlannedRun, metric: str, name: str) -> Curve:
@@ -147,17 +156,13 @@ def _check_chance(described: Experiment, task: dict[str, Any]) -> None:
 
 
 def _check_hardware(runs: Iterable[PlannedRun], costs: Iterable[Cost]) -> None:
-    machines = {_machine(cost.hardware): cost.file for cost in costs}
+    machines = {machine(cost.hardware): cost.file for cost in costs}
     for planned in runs:
         for session in planned.folder.meta()["sessions"]:
-            machines.setdefault(_machine(session["hardware"]), f"run {planned.run.run_id}")
+            machines.setdefault(machine(session["hardware"]), f"run {planned.run.run_id}")
     if len(machines) > 1:
-        found = "; ".join(f"{machine} ({where})" for machine, where in sorted(machines.items()))
+        found = "; ".join(f"{name} ({where})" for name, where in sorted(machines.items()))
         raise UserError(f"a time axis would mix hardware: {found}; figure.mix_hardware: true allows it")
-
-
-def _machine(hardware: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in hardware.items())
 
 
 def _provenance(
@@ -167,7 +172,6 @@ def _provenance(
     return {
         "experiment": described.name,
         "description": described.description,
-        "source": "results",
         "task": task,
         "metric": described.figure.y.metric,
         "numerics_version": NUMERICS_VERSION,
@@ -215,7 +219,7 @@ def _run(planned: PlannedRun) -> dict[str, Any]:
         "updates": planned.run.budget.updates,
         "overrides": list(planned.overrides),
         "commits": sorted({f"{s['commit']}{' and changes' if s['dirty'] else ''}" for s in sessions}),
-        "hardware": sorted({_machine(session["hardware"]) for session in sessions}),
+        "hardware": sorted({machine(session["hardware"]) for session in sessions}),
         "jobs": max((session["jobs"] for session in sessions), default=None),
     }
 

@@ -63,7 +63,11 @@ class Session:
             config={**config, "run_id": folder.run_id},
             allow_val_change=True,
             settings=wandb.Settings(
-                init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT, x_disable_stats=True, console="off"
+                init_timeout=INIT_TIMEOUT,
+                finish_timeout=FINISH_TIMEOUT,
+                finish_timeout_raises=True,
+                x_disable_stats=True,
+                console="off",
             ),
         )
         self._next = self._run.starting_step  # what W&B has of a resumed run ends before it

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
 
 from kfacrnn.plan import PlannedRun
 from kfacrnn.store import write_json
@@ -43,7 +46,7 @@ def store(
     """Puts a run into its folder: a row of `nats` after every `every` updates."""
     folder = planned.folder
     folder.path.mkdir(parents=True)
-    (folder.path / "config.yaml").write_text("{}\n")
+    (folder.path / "config.yaml").write_text(OmegaConf.to_yaml(dataclasses.asdict(planned.run)))
     session = {"commit": "c0ffee", "dirty": False, "hardware": {"cpu": cpu, "cores": 2}, "jobs": jobs}
     task = task or {"unit": "sequence", "metric": "nats per sequence", "chance": 1.386}
     write_json(folder.path / "meta.json", {"run_id": folder.run_id, "task": task, "sessions": [session]})

@@ -222,7 +222,7 @@ def test_a_csv_that_does_not_belong_to_the_experiment_is_refused(tmp_path: Path)
     (tmp_path / "tiny.csv").write_text("line,x,y\n")
     with pytest.raises(UserError, match="the first line must be panel,line,x,median,low,high,n"):
         figures.figure(path, results=str(tmp_path), source="csv", out=str(tmp_path))
-    with pytest.raises(UserError, match="no such source of a figure: 'result'; did you mean 'results'"):
+    with pytest.raises(UserError, match="no such source: 'result'; did you mean 'results'"):
         figures.figure(path, results=str(tmp_path), source="result")
 
 
