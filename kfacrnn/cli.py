@@ -18,6 +18,8 @@ EXTRAS = {
     "torchtext": {"torchtext"},
 }
 
+FIGURE_SOURCES = "results (default), csv, a folder with a store, offline:DIR or wandb:ENTITY/PROJECT"
+
 TRAIN_EXAMPLES = """\
 examples:
   kfacrnn train                                       the default: a few seconds of repeated copy
@@ -41,6 +43,20 @@ examples:
 
 Milliseconds are the mean over a whole cycle of updates, those with statistics and refreshes included. A machine that
 does something else as well gets a warning: its numbers are indicative only."""
+
+
+COMPARE_EXAMPLES = """\
+examples:
+  kfacrnn compare                                     the result store, by task and optimiser
+  kfacrnn compare --where task.name=ptb_char --where 'optimizer.lr=1e-3..0.1' --group-by optimizer.name,optimizer.lr
+  kfacrnn compare results offline:runs wandb:me/kfacrnn --where 'optimizer.name=kfac_*' --metric valid/metric --at best
+  kfacrnn compare --baseline adam --target 1.5 --x time --plot comparison.pdf --out md
+  kfacrnn compare 044f32e1269c 11f163f4bca6 --diff    two runs: settings, provenance, where their curves part
+  kfacrnn compare results old/results --diff          two stores, runs of equal settings in pairs
+
+sources: results (the store), a folder with a store, offline:DIR (the .wandb files below it), wandb:ENTITY/PROJECT;
+for --diff also SOURCE@RUN, and RUN for one of the store. A run that several sources have is taken from the first.
+conditions: any key of the configuration, run_id, state, source, commit or machine, each with globs, A..B and A,B."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,12 +128,23 @@ def _parser() -> argparse.ArgumentParser:
 
     figure = command("figure", _figure, "draw an experiment's figure", "figure smoke --from csv")
     figure.add_argument("experiment")
-    figure.add_argument("--from", dest="source", default="results", help="results (default) or csv")
+    figure.add_argument("--from", dest="source", default="results", metavar="SOURCE", help=FIGURE_SOURCES)
     figure.add_argument("--out", metavar="DIR", help="where to write (default RESULTS/figures)")
 
     report = command("report", _report, "one HTML page with every figure there is", "report")
     report.add_argument("--results", default="results", metavar="DIR", help="the result store (default results)")
     report.add_argument("--out", metavar="FILE", help="where to write (default RESULTS/report.html)")
+
+    _add_compare(command("compare", _compare, "runs of any source in one table", "compare"))
+
+    sync = command("sync", _sync, "upload runs to Weights & Biases", "sync results --where tracker.group=figure2")
+    sync.add_argument("sources", nargs="*", metavar="SOURCE", help="results (default), offline:DIR, a folder")
+    sync.add_argument("--where", action="append", default=[], metavar="KEY=PATTERN", help="these runs only")
+    sync.add_argument("--project", metavar="NAME", help="W&B project (default: the run's own tracker.project)")
+    sync.add_argument("--entity", metavar="NAME", help="W&B user or team (default: the run's own, else yours)")
+    sync.add_argument("--tag", action="append", default=[], metavar="TAG", help="added to the run's own tags")
+    sync.add_argument("--dry-run", action="store_true", help="say what would be uploaded")
+    sync.add_argument("--results", default="results", metavar="DIR", help="the result store (default results)")
 
     for sub in (sweep, status, figure):
         sub.add_argument("--results", default="results", metavar="DIR", help="the result store (default results)")
@@ -135,6 +162,27 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("action", choices=["check", "prepare"])
     data.add_argument("--root", metavar="DIR", help="folder of ptb.{train,valid,test}.txt (default KFACRNN_DATA)")
     return parser
+
+
+def _add_compare(compare: argparse.ArgumentParser) -> None:
+    compare.epilog, compare.formatter_class = COMPARE_EXAMPLES, argparse.RawDescriptionHelpFormatter
+    add = compare.add_argument
+    add("sources", nargs="*", metavar="SOURCE", help="default: results")
+    add("--where", action="append", default=[], metavar="KEY=PATTERN", help="these runs only; several must all hold")
+    add("--group-by", metavar="KEY,KEY", help="a row for all runs with equal values (default task.name,optimizer.name)")
+    add("--metric", default="train/metric", metavar="COLUMN", help="column of metrics.csv (default train/metric)")
+    add("--x", default="update", metavar="update|time", help="axis of targets and of the plot (default update)")
+    add("--at", default="end", metavar="end|best|update=N", help="where the value is taken (default end)")
+    add("--last", type=int, default=50, metavar="N", help="updates that a value is the mean of (default 50)")
+    add("--target", type=float, metavar="VALUE", help="what is to be reached (default: the baseline's final value)")
+    add("--baseline", metavar="GROUP", help="a value of a group, or KEY=PATTERN: ratios to the best of these")
+    add("--mix-hardware", action="store_true", help="compare seconds of different machines")
+    add("--diff", action="store_true", help="two runs or two sources side by side")
+    add("--plot", metavar="FILE", help="a picture, .png, .svg or .pdf")
+    add("--out", default="text", metavar="csv|md|tex|json", help="print the table in this form")
+    add("--refresh", action="store_true", help="read again what the cache has of W&B runs")
+    add("--offline", action="store_true", help="ask no server: W&B projects as the cache has them")
+    add("--results", default="results", metavar="DIR", help="the result store (default results)")
 
 
 def _add_benches(bench: argparse.ArgumentParser) -> None:
@@ -214,6 +262,27 @@ def _figure(options: argparse.Namespace) -> int:
     for path in written:
         print(path)
     return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from kfacrnn import compare_output
+
+    compare_output.run(options)
+    return 0
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from kfacrnn import sync
+
+    return sync.sync(
+        options.sources or ["results"],
+        options.where,
+        results=options.results,
+        project=options.project,
+        entity=options.entity,
+        tags=options.tag,
+        dry_run=options.dry_run,
+    )
 
 
 def _report(options: argparse.Namespace) -> int:
