@@ -116,7 +116,7 @@ def collect(
     timed = [planned for planned in runs if _undisturbed(planned)] if "seconds" in picture.panels else []
     shown = summary_table.of_runs(described, every, timed, costs, convert)
     about = {"title": picture.title, "claim": described.claim, "table": summary_table.stored(shown)}
-    return rows, shown, _provenance(plan, lines, task, costs) | {"source": source} | about
+    return rows, shown, _provenance(plan, lines, task, costs, source) | about
 
 
 def _cost(finished: Sequence[PlannedRun], benches: Path) -> Cost | None:
@@ -166,12 +166,13 @@ def _check_hardware(runs: Iterable[PlannedRun], costs: Iterable[Cost]) -> None:
 
 
 def _provenance(
-    plan: Plan, lines: dict[str, list[PlannedRun]], task: dict[str, Any], costs: dict[str, Cost | None]
+    plan: Plan, lines: dict[str, list[PlannedRun]], task: dict[str, Any], costs: dict[str, Cost | None], source: str
 ) -> dict[str, Any]:
     described = plan.experiment
     return {
         "experiment": described.name,
         "description": described.description,
+        "source": source,
         "task": task,
         "metric": described.figure.y.metric,
         "numerics_version": NUMERICS_VERSION,
