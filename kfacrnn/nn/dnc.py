@@ -97,7 +97,7 @@ class DNC(Capturable):
         self.register_buffer("forget_shift", torch.tensor([0.0, 1.0, 0.0, 0.0]).repeat_interleave(H), persistent=False)
         self.register_buffer("off_diagonal", 1 - torch.eye(N), persistent=False)
         self.reset_parameters()
-        kernel_for(self.controller_weight.dtype, self.controller_weight.device)  # built now: a first step is to be timed
+        kernel_for(self.controller_weight.dtype, self.controller_weight.device)  # built now, in nobody's first step
 
     def reset_parameters(self) -> None:
         """Sonnet's defaults: weights normal with standard deviation 1/√fan_in, cut off at two of them; biases zero."""
