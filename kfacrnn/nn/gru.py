@@ -143,7 +143,7 @@ class GRU(Capturable, nn.GRU):
         lk.ih    row block n of W_ih and b_ih     a_t = x_t, g_t of s_n
         lk.hh    row block n of W_hh and b_hh     a_t = h_{t−1}, g_t of u, r_t times that of s_n
 
-    The candidate's two maps are taken as independent of each other, as different layers are. `bidirectional`,
+    Their blocks are taken as independent of each other, as those of different layers are. `bidirectional`,
     PackedSequence and unbatched input work as in torch but cannot be captured: ValueError. A captured pass has no
     second derivatives.
     """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from functools import partial
 
 import pytest
@@ -11,7 +13,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from kfacrnn.kfac.capture import Tape
-from kfacrnn.nn import GRU, RNN, gru, rnn
+from kfacrnn.nn import GRU, RNN, gru, recurrence, rnn
 
 T, B, INPUTS, H = 5, 3, 4, 6
 KINDS = {
@@ -204,6 +206,41 @@ def test_the_gradient_of_weight_hh_is_computed_only_if_it_is_asked_for(module, k
     assert computed == []
     torch.autograd.grad(output.sum(), ours.weight_hh_l1)
     assert computed == [1]
+
+
+@pytest.mark.parametrize(("module", "kind"), [(gru, "GRU"), (rnn, "RNN")])
+def test_a_pass_is_freed_without_the_garbage_collector(module, kind, monkeypatch, path):
+    passes = []
+
+    class Watched(recurrence.Postponed):
+        def __init__(self):
+            passes.append(weakref.ref(self))
+
+    monkeypatch.setattr(module, "Postponed", Watched)
+    _, ours = twins(kind, torch.float32)
+    gc.disable()
+    try:
+        loss = ours(torch.randn(T, B, INPUTS), torch.randn(1, B, H, requires_grad=True))[0].sum()
+        torch.autograd.grad(loss, ours.tape[0].s, retain_graph=True)
+        assert passes[0]() is not None
+        del loss
+        assert passes[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_the_steps_of_a_gru_are_the_same_on_several_threads(path):
+    _, ours = twins("GRU", torch.float32)
+    x, found, threads = torch.randn(3, 1500, INPUTS), [], torch.get_num_threads()  # 1500 · H > SMALL of pointwise.c
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            ours.tape = Tape()
+            output, _ = ours(x)
+            found.append([output, *torch.autograd.grad(output.square().sum(), [tap.s for tap in ours.tape])])
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
 @each_kind
