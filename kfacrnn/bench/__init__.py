@@ -5,7 +5,9 @@
     dnc         the DNC's update, and that of the package `dnc` from PyPI
     scaling     the same costs over sizes of model and batch
     memory      bytes of state, and the peak of a process that trains
+    experiment  the costs of an experiment's lines
 
-`cycle` holds the arithmetic, `subjects` what can be timed, `report` the files; every other module is one command. None
-of them changes what is measured: a step is `Session.step`, with a stopwatch around the methods that it calls.
+`arguments` is the command line, `cycle` holds the arithmetic, `subjects` what can be timed, `report` the files; every
+other module is one command. None of them changes what is measured: a step is `Session.step`, with a stopwatch around
+the methods that it calls.
 """
