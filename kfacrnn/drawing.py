@@ -10,6 +10,7 @@ import io
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,10 @@ METADATA: dict[str, dict[str, None]] = {
 
 def draw(described: Experiment, rows: Sequence[Row]) -> dict[str, bytes]:
     """The files' contents by suffix: png, svg, pdf."""
-    from matplotlib import style
     from matplotlib.figure import Figure
 
     panels, picture = described.figure.panels, described.figure
-    with style.context(["default", Path(__file__).with_name("kfacrnn.mplstyle")]):
+    with house_style():
         page = Figure()
         legend, note = _legend(described, rows), "\n".join(_notes(described, rows))
         columns = _columns([handle.get_label() for handle in legend])
@@ -68,7 +68,14 @@ def draw(described: Experiment, rows: Sequence[Row]) -> dict[str, bytes]:
         page.suptitle(picture.title, fontsize=10)
         title = {"title": note, "title_fontproperties": {"size": NOTE["fontsize"]}} if note else {}
         page.legend(handles=legend, loc="outside lower center", ncols=columns, **title)
-        return {suffix: _file(page, suffix) for suffix in METADATA}
+        return {suffix: saved(page, suffix) for suffix in METADATA}
+
+
+def house_style() -> AbstractContextManager[None]:
+    """Inside it, matplotlib draws as every picture of the project looks."""
+    from matplotlib import style
+
+    return style.context(["default", Path(__file__).with_name("kfacrnn.mplstyle")])
 
 
 def colour(optimizer: str) -> str:
@@ -199,7 +206,8 @@ def _limits(rows: Sequence[Row], chance: float | None, scale: str) -> tuple[floa
     return low - margin, high + margin
 
 
-def _file(page: Any, suffix: str) -> bytes:
+def saved(page: Any, suffix: str) -> bytes:
+    """The contents of a png, svg or pdf of the page, without dates."""
     content = io.BytesIO()
     page.savefig(content, format=suffix, metadata=METADATA[suffix])
     return content.getvalue()

@@ -10,17 +10,15 @@ updates of each seed), and `kfacrnn bench experiment NAME` says what its update 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import statistics
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import kfacrnn
 from kfacrnn import experiment
 from kfacrnn.curves import conversion
-from kfacrnn.drawing import METADATA
+from kfacrnn.drawing import house_style, saved
 from kfacrnn.errors import UserError
 from kfacrnn.plan import Plan
 from kfacrnn.store import write_atomic
@@ -79,11 +77,10 @@ def table(study: Study) -> str:
 
 def draw(studies: list[Study]) -> dict[str, bytes]:
     """The files' contents by suffix. Costs on a logarithmic axis: nothing spared is several times as dear."""
-    from matplotlib import style
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator
 
-    with style.context(["default", Path(kfacrnn.__file__).with_name("kfacrnn.mplstyle")]):
+    with house_style():
         page = Figure(figsize=(4.6 * len(studies), 3.6))
         for ax, study in zip(page.subplots(1, len(studies), squeeze=False)[0], studies, strict=True):
             for setting in study.settings:
@@ -102,12 +99,7 @@ def draw(studies: list[Study]) -> dict[str, bytes]:
             ax.set_xlabel("cost of an update above SGD's (%)")
             ax.set_ylabel(study.label)
             ax.set_title(study.title, fontsize=9)
-        files = {}
-        for suffix in ("png", "svg"):
-            content = io.BytesIO()
-            page.savefig(content, format=suffix, metadata=METADATA[suffix])
-            files[suffix] = content.getvalue()
-        return files
+        return {suffix: saved(page, suffix) for suffix in ("png", "svg")}
 
 
 def main() -> int:

@@ -6,14 +6,11 @@ panel: overhead over SGD of every optimiser against B·T, from the points that c
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import kfacrnn
 from kfacrnn.bench.request import BASELINE
-from kfacrnn.drawing import METADATA, colour
+from kfacrnn.drawing import colour, house_style, saved
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -30,12 +27,11 @@ SUFFIXES = ("png", "svg")
 
 def draw(rows: Rows) -> dict[str, bytes]:
     """The files' contents by suffix."""
-    from matplotlib import style
     from matplotlib.figure import Figure
 
     tasks, optimizers = ([*dict.fromkeys(row[key] for row in rows)] for key in ("task", "optimizer"))
     shown = optimizers[-1]
-    with style.context(["default", Path(kfacrnn.__file__).with_name("kfacrnn.mplstyle")]):
+    with house_style():
         page = Figure(figsize=(11, 0.7 + 2.1 * len(tasks)))
         panels = page.subplots(len(tasks), len(LABELS) + 1, squeeze=False)
         for line, task in zip(panels, tasks, strict=True):
@@ -51,7 +47,7 @@ def draw(rows: Rows) -> dict[str, bytes]:
         lines, names = panels[0][-1].get_legend_handles_labels()
         page.legend([*handles, *lines], [*labels, *names], loc="outside lower center", ncols=8)
         page.suptitle(f"What an update costs: shares of {shown}, and overhead over {BASELINE}", fontsize=10)
-        return {suffix: _file(page, suffix) for suffix in SUFFIXES}
+        return {suffix: saved(page, suffix) for suffix in SUFFIXES}
 
 
 def along(rows: Rows, factors: Sequence[str], size: Any) -> Rows:
@@ -87,9 +83,3 @@ def _scale(ax: Any, label: str, places: Sequence[int]) -> None:
     ax.set_xticks(places, [f"{place:,}" for place in places], rotation=45, ha="right")
     ax.set_xticks([], minor=True)
     ax.set_xlabel(label)
-
-
-def _file(page: Any, suffix: str) -> bytes:
-    content = io.BytesIO()
-    page.savefig(content, format=suffix, metadata=METADATA[suffix])
-    return content.getvalue()
