@@ -150,7 +150,7 @@ def library_inverse(approximation: str, block: Block, damping: float) -> FisherI
     return fisher_inverse(approximation, A0, A1, G0, G1, lengths=len(block.A), damping=damping)
 
 
-def library(approximation: str, block: Block, damping: float) -> Tensor:
+def of_library(approximation: str, block: Block, damping: float) -> Tensor:
     """F̂ as the library has it: the inverse of `multiply`, written out column by column."""
     inverse, size = library_inverse(approximation, block, damping), len(block.fisher)
     basis = torch.eye(size).to(block.fisher).view(size, block.A.shape[1], block.G.shape[1]).mT  # [n·m, m, n]
@@ -199,7 +199,7 @@ def distances(block: Block, damping: float) -> Rows:
     """One row per approximation; `damping` in units of V0's mean eigenvalue. F gets T times what V0 gets."""
     scale = (factor(block.A, 0).diagonal().mean() * factor(block.G, 0).diagonal().mean()).item()
     exact = damped(block.fisher, len(block.A) * damping * scale)
-    approximate = {name: library(name, block, damping * scale) for name in list(COLUMNS)[:4]}
+    approximate = {name: of_library(name, block, damping * scale) for name in list(COLUMNS)[:4]}
     approximate |= {"lggm": lggm(block, damping * scale), "a_g_independent": a_g_independent(block, damping * scale)}
     psi = library_inverse("option1", block, damping * scale).diagnostics
     return [

@@ -131,7 +131,7 @@ def test_the_factors_are_means_over_every_sequence_of_targets_with_one_divisor(
 @pytest.mark.parametrize("approximation", ["indep", "option1", "option2", "lggm"])
 def test_a_dense_approximation_is_the_inverse_of_the_written_out_equation(approximation: str, damping: float) -> None:
     block, steps = random_block(), 4
-    F = study.lggm(block, damping) if approximation == "lggm" else study.library(approximation, block, damping)
+    F = study.lggm(block, damping) if approximation == "lggm" else study.of_library(approximation, block, damping)
     factors = [study.factor(M, lag) for M in (block.A, block.G) for lag in (0, 1)]
     Z = torch.randn(2, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     x = dense.multiply(approximation, *factors, Z, lengths={steps: 1.0}, damping=damping)
