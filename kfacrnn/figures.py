@@ -32,7 +32,7 @@ from kfacrnn.discovery import unknown
 from kfacrnn.errors import UserError
 from kfacrnn.experiment import Experiment
 from kfacrnn.plan import Plan, PlannedRun
-from kfacrnn.provenance import machine
+from kfacrnn.provenance import machine, undisturbed
 from kfacrnn.sources import open_source
 from kfacrnn.store import write_atomic, write_json
 from kfacrnn.summary_table import Table
@@ -141,8 +141,7 @@ def _curve(planned: PlannedRun, metric: str, name: str) -> Curve:
 
 
 def _undisturbed(planned: PlannedRun) -> bool:
-    """Whether the run had the machine to itself, so that its seconds mean something."""
-    return all(session["jobs"] == 1 for session in planned.folder.meta()["sessions"])
+    return undisturbed(planned.folder.meta())
 
 
 def _check_chance(described: Experiment, task: dict[str, Any]) -> None:

@@ -79,6 +79,12 @@ def machine(hardware: dict[str, Any]) -> str:
     return ", ".join(f"{key} {hardware[key]}" for key in sorted(hardware, key=lambda key: (*known, key).index(key)))
 
 
+def undisturbed(meta: dict[str, Any]) -> bool:
+    """Whether the run of that meta.json had the machine to itself, so that its seconds mean something."""
+    sessions = meta.get("sessions", [])
+    return bool(sessions) and all(session.get("jobs") == 1 for session in sessions)
+
+
 def _processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

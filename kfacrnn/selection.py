@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kfacrnn.errors import UserError
-from kfacrnn.provenance import machine
+from kfacrnn.provenance import machine, undisturbed
 from kfacrnn.sources import Source, open_source
 from kfacrnn.store import FINISHED, RunFolder
 from kfacrnn.where import Condition, text_of
@@ -45,9 +45,7 @@ class StoredRun:
 
     @property
     def undisturbed(self) -> bool:
-        """Whether it had the machine to itself, so that its seconds mean something."""
-        sessions = self.meta.get("sessions", [])
-        return bool(sessions) and all(session.get("jobs") == 1 for session in sessions)
+        return undisturbed(self.meta)
 
     def columns(self, names: Sequence[str]) -> dict[str, list[float]]:
         """Columns of metrics.csv as numbers, NaN for an empty cell. Faster than `RunFolder.rows`, and as exact: the
