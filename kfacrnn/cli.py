@@ -17,6 +17,7 @@ EXTRAS = {
     "experiments": {"hydra", "omegaconf", "pandas", "matplotlib", "scipy", "rich", "filelock", "pooch", "jinja2"},
     "wandb": {"wandb"},
     "torchtext": {"torchtext"},
+    "modern": {"pytorch_optimizer", "opt_einsum"},
 }
 
 FIGURE_SOURCES = "results (default), csv, a folder with a store, offline:DIR or wandb:ENTITY/PROJECT"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,6 +27,12 @@ def modules(package: str) -> list[str]:
 
 def load(package: str, name: str) -> ModuleType:
     return importlib.import_module(f"kfacrnn.{package}.{name}")
+
+
+def missing(package: str, name: str) -> str | None:
+    """The first of the packages that the module says it `NEEDS` that is not installed."""
+    needs = getattr(load(package, name), "NEEDS", ())
+    return next((needed for needed in needs if importlib.util.find_spec(needed) is None), None)
 
 
 def yaml_names(folder: Path) -> list[str]:

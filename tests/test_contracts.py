@@ -42,6 +42,9 @@ def corpus(tiny_ptb: Path) -> None:
 @pytest.fixture
 def compose(tmp_path: Path) -> Any:
     def small(task: str, optimizer: str = "sgd", *overrides: str) -> Run:
+        needed = discovery.missing("optimizers", optimizer)
+        if needed:
+            pytest.skip(f"{optimizer} needs {needed}, which is not installed")
         shrunk = [f"task.{key}={value}" for key, value in SMALL.items() if has_setting(task, key)]
         budget = [f"budget.updates={UPDATES}", "budget.log_every=1", "budget.eval_every=2"]
         budget += [f"budget.checkpoint_every={CHECKPOINT}"]

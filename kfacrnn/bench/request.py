@@ -68,10 +68,11 @@ class Request:
         self, task: str, baseline: str = BASELINE, default: Sequence[str] = (), more: Sequence[str] = ()
     ) -> dict[str, Run]:
         """The run of every optimiser on `task`, the baseline first; `default` are those that are taken if none was
-        named, all if it is empty. An override of an optimiser's setting is for those that have it; at least one must.
-        `more` overrides the overrides.
+        named, all whose packages are installed if it is empty. An override of an optimiser's setting is for those that
+        have it; at least one must. `more` overrides the overrides.
         """
-        names = list(dict.fromkeys([baseline, *(self.optimizers or default or discovery.modules("optimizers"))]))
+        installed = [name for name in discovery.modules("optimizers") if not discovery.missing("optimizers", name)]
+        names = list(dict.fromkeys([baseline, *(self.optimizers or default or installed)]))
         return {
             name: self._run(task, name, [*(o for o in self.overrides if self._is_for(o, name, names)), *more])
             for name in names

@@ -23,6 +23,7 @@ from kfacrnn.kfac.optimizer import KFAC
 from kfacrnn.progress import Progress
 from kfacrnn.train import Session
 
+REFRESH = Kind(refresh=True)
 PARTS = ("train", "statistics", "refresh", "products", "update")
 SECONDS = 90.0  # that rounds may take, if nobody says how many
 FEWEST, MOST = 5, 40  # rounds, likewise
@@ -101,6 +102,9 @@ class TrainingRun:
             self._prompt_refreshes(cast(Prompted, optimizer))
             self._phases.time(optimizer, "update_statistics", "statistics")
             self._phases.time(optimizer, "_directions", "products")
+        elif hasattr(optimizer, "prompt"):
+            share = optimizer.refresh_share
+            self.weights = {kind: part for kind, part in ((PLAIN, 1 - share), (REFRESH, share)) if part}
         self._phases.time(optimizer, "step", "update")
 
     def _prompt_refreshes(self, optimizer: Prompted) -> None:
@@ -116,8 +120,11 @@ class TrainingRun:
         setattr(inverses, "advance", prompted)  # noqa: B010 - mypy allows no assignment to a method
 
     def step(self, kind: Kind) -> Step:
-        if isinstance(self.session.optimizer, Prompted):
-            self.session.optimizer.kind = kind
+        optimizer = self.session.optimizer
+        if isinstance(optimizer, Prompted):
+            optimizer.kind = kind
+        elif hasattr(optimizer, "prompt"):
+            optimizer.prompt(kind.refresh)
         with self.session.training(), self._phases("train"):
             self._phases.clear()
             self.session.step()

@@ -3,7 +3,9 @@
 
 An optimiser that needs curvature has `statistics_due`, `statistics_cases(cases)` and `update_statistics(forward)`; the
 training loop asks for them by name and nothing else distinguishes it. One that works in the background has `pause()`
-and `resume()`. These modules import torch inside `build` only, so that a mistake in a setting is reported at once.
+and `resume()`. One whose steps are of two kinds, with and without a refresh, has `refresh_share`, how many are, and
+`prompt(refresh)`, for benches. These modules import torch inside `build` only, so that a mistake in a setting is
+reported at once; packages of an extra, too, and they name those in `NEEDS`.
 """
 
 from __future__ import annotations
