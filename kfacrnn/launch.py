@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kfacrnn import config, discovery
-from kfacrnn.errors import UserError
+from kfacrnn.errors import UserError, first_line
+from kfacrnn.overrides import split_hydra
 from kfacrnn.store import Store
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def _points(overrides: Sequence[str]) -> list[list[str]]:
     """Every grid point of a multirun, as Hydra's basic sweeper expands it, without Hydra's own settings."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    own = [override for override in overrides if not override.lstrip("+~").startswith("hydra")]
+    _, own = split_hydra(overrides)
     return BasicSweeper.split_arguments(config.parse(own), max_batch_size=None)[0]
 
 
@@ -64,21 +65,24 @@ def _hydra(arguments: Sequence[str]) -> None:
 
     sys.argv = ["kfacrnn train", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised to here instead of printed
-    main = hydra.main(config_path=str(discovery.resource("configs")), config_name="config", version_base="1.3")(_job)
+    main = hydra.main(config_path=str(discovery.resource("configs")), config_name="config", version_base="1.3")(job)
     try:
         main()
     except HydraException as error:
-        raise UserError(str(error).strip().split("\n", 1)[0]) from error
+        raise UserError(first_line(error)) from error
     except OSError as error:
         if error.filename is None:
             raise
         raise UserError(f"cannot write {error.filename}: {error.strerror}; choose another with results=DIR") from error
 
 
-def _job(composed: DictConfig) -> None:
-    """One point of a multirun. What stops it does not stop the others, but for Ctrl-C and SIGTERM."""
+def job(composed: DictConfig) -> None:
+    """One run that a launcher of Hydra's started. What stops it does not stop the others, but for Ctrl-C and SIGTERM.
+    Only Hydra's basic launcher is known to run one at a time."""
     from hydra.core.hydra_config import HydraConfig
 
+    if HydraConfig.get().runtime.choices["hydra/launcher"] != "basic":
+        os.environ["KFACRNN_JOBS"] = "0"
     try:
         code = _one(config.typed(composed), shlex.join(["kfacrnn", "train", *HydraConfig.get().overrides.task]))
     except UserError as error:

@@ -30,6 +30,14 @@ def refuse_own_keys(overrides: Sequence[str]) -> None:
         raise UserError(problem)
 
 
+def split_hydra(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Hydra's own settings, such as `hydra/launcher=joblib`, and those of a run."""
+    found: tuple[list[str], list[str]] = [], []
+    for entry in overrides:
+        found[0 if re.match(r"[+~]*hydra\b", entry) else 1].append(entry)
+    return found
+
+
 def _literal(value: Any) -> str:
     if value is None:
         return "null"

@@ -1,4 +1,4 @@
-"""Stored runs for the tests of comparisons: a run by its overrides, with rows of a test's choosing."""
+"""Stored runs: made by their overrides, with rows of a test's choosing, and read back without what clocks say."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from kfacrnn.plan import PlannedRun
 from kfacrnn.store import RunFolder, Store
 from tests import synthetic
 
+CLOCKS = {"time_train_s", "time_eval_s", "time_wall_s", "cpu_s", "updates_per_s", "memory_mb"}
 TASK = {"unit": "sequence", "metric": "nats per sequence", "chance": 1.386}
 
 
@@ -22,3 +23,12 @@ def stored(results: Path, nats: Sequence[float], *overrides: str, **more: Any) -
     planned = PlannedRun(Point("line", "confirm", {}, run.seed, every), every, run, Store(results).folder(run))
     synthetic.store(planned, nats, task=more.pop("task", TASK), **more)
     return planned.folder
+
+
+def numbers(results: Path) -> dict[str, list[dict[str, str]]]:
+    """Every run's rows without what a clock or a meter says."""
+    found = {}
+    for folder in Store(results):
+        assert folder.state() == "done"
+        found[folder.run_id] = [{k: v for k, v in row.items() if k not in CLOCKS} for row in folder.rows()]
+    return found

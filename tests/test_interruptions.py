@@ -16,10 +16,10 @@ from kfacrnn import experiment
 from kfacrnn.plan import Plan
 from kfacrnn.store import Store
 from tests.processes import wait_for
+from tests.runs import numbers
 from tests.synthetic import write_experiment
 
 METHODS = "{SGD: {optimizer: sgd, grid: {optimizer.lr: [0.01, 0.1]}}, K-FAC: {optimizer: kfac_option1}}"
-CLOCKS = {"time_train_s", "time_eval_s", "time_wall_s", "cpu_s", "updates_per_s", "memory_mb"}
 KILLS, CHECKPOINT = 3, 30
 
 
@@ -47,15 +47,6 @@ def kill_all(launcher: subprocess.Popen[bytes], results: Path) -> None:
         with contextlib.suppress(ProcessLookupError):  # it has ended by itself in the meantime
             os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not writing(results))
-
-
-def numbers(results: Path) -> dict[str, list[dict[str, str]]]:
-    """Every run's rows without what a clock or a meter says."""
-    found = {}
-    for folder in Store(results):
-        assert folder.state() == "done"
-        found[folder.run_id] = [{k: v for k, v in row.items() if k not in CLOCKS} for row in folder.rows()]
-    return found
 
 
 def parameters(results: Path) -> dict[str, bytes]:

@@ -1,0 +1,130 @@
+"""The runs of a sweep in processes of this machine, one process per run. One that dies takes nothing with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kfacrnn.errors import UserError
+from kfacrnn.launchers.pending import Pending, ending, title
+from kfacrnn.overrides import override
+from kfacrnn.plan import Plan, PlannedRun
+from kfacrnn.progress import Progress
+
+POLL = 0.2  # seconds
+
+
+def run(plan: Plan, pending: Pending, jobs: int) -> bool:
+    """Returns when nothing is left to start, or when all processes have ended after a signal. Whether there was one."""
+    with _signals() as received, Progress(plan.experiment.name, plan.updates()[1], plan.updates()[0]) as progress:
+        Launcher(plan, pending, jobs).run(received, progress)
+    return bool(received)
+
+
+@dataclass
+class Child:
+    """A run in its process."""
+
+    planned: PlannedRun
+    process: subprocess.Popen[bytes]
+    signals: int = 0  # forwarded so far
+
+
+class Launcher:
+    """Keeps `jobs` processes busy with the unfinished runs of a plan, also with those that results decide on."""
+
+    def __init__(self, plan: Plan, pending: Pending, jobs: int):
+        self._plan, self._pending, self._jobs = plan, pending, jobs
+        self._results = str(plan.store.root)
+        self._children: list[Child] = []
+
+    def run(self, received: list[int], progress: Progress) -> None:
+        """Returns when nothing is left to start, or when all processes have ended after a signal was `received`."""
+        queue, ended, total = self._pending.runs(), self._updates_of_the_others(), self._plan.updates()[1]
+        try:
+            while (queue and not received) or self._children:
+                while queue and not received and len(self._children) < self._jobs:
+                    self._start(queue.pop(0))
+                for child in self._children:
+                    while child.signals < len(received):
+                        child.signals += 1
+                        child.process.terminate()
+                if self._reap(stopping=bool(received)):
+                    queue, ended = self._pending.runs(), self._updates_of_the_others()
+                if self._children:
+                    made = ended + sum(child.planned.update for child in self._children)
+                    if made < total:
+                        progress.show(made, f"{len(self._children)} running")
+                    time.sleep(POLL)
+        finally:
+            for child in self._children:  # only after an error in here: no orphans
+                child.process.terminate()
+
+    def _updates_of_the_others(self) -> int:
+        return self._plan.updates()[0] - sum(child.planned.update for child in self._children)
+
+    def _start(self, planned: PlannedRun) -> None:
+        self._pending.take([planned])
+        log = _log(planned)
+        command = [sys.executable, "-m", "kfacrnn.child", "train", *planned.overrides]
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("ab") as output:
+                process = subprocess.Popen(
+                    [*command, override("results", self._results)],
+                    stdin=subprocess.PIPE,  # kfacrnn.child: its end is this launcher's end
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C reaches the launcher only, which passes it on once
+                    env={**os.environ, "KFACRNN_JOBS": str(self._jobs)},
+                )
+        except OSError as error:
+            raise UserError(f"cannot write --results {self._results}: {error.strerror} ({error.filename})") from error
+        self._children.append(Child(planned, process))
+
+    def _reap(self, *, stopping: bool) -> bool:
+        """Reports the processes that have ended. Whether there were any."""
+        ended = [child for child in self._children if child.process.poll() is not None]
+        for child in ended:
+            self._children.remove(child)
+            assert child.process.stdin is not None
+            child.process.stdin.close()
+            code = child.process.returncode
+            print(_ending(child.planned, code if not stopping else 0), flush=True)
+        return bool(ended)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects what asks the sweep to stop, for the launcher to pass on."""
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _log(planned: PlannedRun) -> Path:
+    return planned.folder.path / "log.txt"
+
+
+def _ending(planned: PlannedRun, code: int) -> str:
+    """One line on a process that has ended: how, and for a bad end where to read on."""
+    if code == 0:
+        return ending(planned)
+    if planned.folder.state() == "running":
+        return f"left to another process, {planned.folder.status().get('pid')}: {title(planned)}"
+    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    lines = _log(planned).read_text(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+    return f"FAILED: {title(planned)}: {how}; {_log(planned)} ends: {last}"

@@ -1,0 +1,41 @@
+"""Which runs of a plan can be started, and how one ended: what every way of launching them asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kfacrnn.plan import Plan, PlannedRun
+
+
+class Pending:
+    """The runs that are neither finished nor under way nor have been taken before; failed ones if asked for. More of
+    them become known as results decide on them."""
+
+    def __init__(self, plan: Plan, retry_failed: bool):
+        self._plan = plan
+        self._startable = {None, "interrupted", "failed"} if retry_failed else {None, "interrupted"}
+        self._taken: set[str] = set()
+
+    def runs(self) -> list[PlannedRun]:
+        known = {planned.run.run_id: planned for planned in self._plan.known()}
+        fresh = [planned for run_id, planned in known.items() if run_id not in self._taken]
+        return [planned for planned in fresh if planned.folder.state() in self._startable]
+
+    def take(self, runs: Iterable[PlannedRun]) -> None:
+        self._taken.update(planned.run.run_id for planned in runs)
+
+    def put_back(self, runs: Iterable[PlannedRun]) -> None:
+        self._taken.difference_update(planned.run.run_id for planned in runs)
+
+
+def title(planned: PlannedRun) -> str:
+    return f"{planned.point.line}, {planned.point.role} {planned.point} (run {planned.run.run_id})"
+
+
+def ending(planned: PlannedRun) -> str:
+    """One line on a run that was started, from what it left in the store."""
+    status, rows = planned.folder.status(), planned.folder.rows()
+    value = f", train/metric {float(rows[-1]['train/metric']):.4g}" if rows else ""
+    reason = f" ({status['reason']})" if status.get("reason") else ""
+    state = planned.folder.state() or "not started"
+    return f"{state}{reason}: {title(planned)} at update {status.get('update', 0)}{value}"
