@@ -13,6 +13,7 @@ The two differ: an unmasked step inside a sequence still exists for the recurren
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -21,13 +22,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+@dataclass(frozen=True)
+class Part:
+    """Of `cases` sequences that several processes hold together, those that are here: `first`, `first + step`, …"""
+
+    cases: int
+    first: int
+    step: int
+
+
 class Distribution(Protocol):
     logits: Tensor
     mask: Tensor | None
     lengths: Tensor | None
     batch_first: bool
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor: ...
+    def sample(self, generator: torch.Generator | None = None, part: Part | None = None) -> Tensor:
+        """Targets. `part` says where these sequences lie among those of all processes: the random numbers of all are
+        drawn everywhere and each process uses its own, so that a sequence's do not depend on who holds it."""
 
     def log_loss(self, targets: Tensor) -> Tensor:
         """Negative log-likelihood in nats, summed over steps (and over independent outputs): `[B]`."""
@@ -38,6 +50,17 @@ class Distribution(Protocol):
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _uniform(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None, part: Part | None
+) -> Tensor:
+    """`[T, B, …]` in [0, 1)."""
+    if part is None:
+        return torch.rand(shape, dtype=dtype, device=device, generator=generator)
+    steps, _, *rest = shape
+    everyones = torch.rand((steps, part.cases, *rest), dtype=dtype, device=device, generator=generator)
+    return everyones[:, part.first :: part.step].contiguous()
 
 
 class _Predictive:
@@ -91,11 +114,10 @@ class Categorical(_Predictive):
         return _at_least_float32(self.logits.detach()).softmax(-1)
 
     @torch.no_grad()
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, generator: torch.Generator | None = None, part: Part | None = None) -> Tensor:
         # By the inverse of the distribution function: one random number a step, where Gumbel-max takes V.
         cumulated = self._probabilities.cumsum(-1)
-        shape = (*cumulated.shape[:-1], 1)
-        u = torch.rand(shape, dtype=cumulated.dtype, device=cumulated.device, generator=generator)
+        u = _uniform((*cumulated.shape[:-1], 1), cumulated.dtype, cumulated.device, generator, part)
         chosen = torch.searchsorted(cumulated, u * cumulated[..., -1:], right=True)
         return chosen.clamp_(max=cumulated.shape[-1] - 1).squeeze(-1)
 
@@ -114,9 +136,10 @@ class Bernoulli(_Predictive):
     """Independent bits at every step: `logits` and targets `[T, B, bits]`."""
 
     @torch.no_grad()
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, generator: torch.Generator | None = None, part: Part | None = None) -> Tensor:
         p = _at_least_float32(self.logits).sigmoid()
-        return (torch.rand(p.shape, generator=generator, device=p.device) < p).to(p.dtype)
+        u = _uniform(p.shape, torch.get_default_dtype(), p.device, generator, part)
+        return (u < p).to(p.dtype)
 
     def log_loss(self, targets: Tensor) -> Tensor:
         logits, targets = _at_least_float32(self.logits), self._checked(targets, self.logits.shape)

@@ -1,4 +1,4 @@
-"""Which parameters form a Fisher block, what the block knows of its curvature, and the coverage table.
+"""Which parameters form a Fisher block, and what the block knows of its curvature.
 
 A block belongs to one map of the model: it takes the map's a_t and g_t into its averages, turns the averages into an
 inverse, and its parameters' gradients into a direction. A `LinearBlock` with splits is as many Fisher blocks as it has
@@ -8,18 +8,20 @@ splits; they share A0, A1 and one decomposition of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from kfacrnn.kfac import factors, precision
 from kfacrnn.kfac.capture import ElementwiseMap, EmbeddingMap, LinearMap, Map
+from kfacrnn.kfac.coverage import Row
 from kfacrnn.kfac.factors import Average, Sequences
-from kfacrnn.kfac.fisher import Diagnostics, FisherInverse, decompose, from_state
+from kfacrnn.kfac.fisher import Diagnostics, FisherInverse, from_state
+from kfacrnn.kfac.inversion import Inversion, inversion
 from kfacrnn.kfac.maths import mean_length
 
 
@@ -45,16 +47,6 @@ class Curvature:
         return compute_dtype, precision.product_dtype(A0.dtype, weights, A0.device)
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of the coverage table."""
-
-    block: str
-    parameters: str
-    approximation: str
-    factors: str
-
-
 def plain(inverse: Any) -> Any:
     """An inverse as tensors in plain containers, for a checkpoint."""
     return inverse.state() if isinstance(inverse, FisherInverse) else inverse
@@ -74,22 +66,39 @@ class Block(ABC):
         self.parameters = map.parameters
         self.parameter_names = [names[p] for p in self.parameters]
         self.average = Average()
-        self.is_output = isinstance(map, LinearMap) and map.is_output
+
+    @property
+    def is_output(self) -> bool:
+        return self.is_logits or (isinstance(self.map, LinearMap) and self.map.is_output)
+
+    def begin(self, sequences: Sequences, decay: float) -> None:
+        """Makes room in the averages for a pass on these sequences."""
+        self.average.decay(decay, self._shapes(), like=self.parameters[0])
+        self.average.add_lengths(sequences)
 
     @abstractmethod
-    def observe(self, a: Tensor, g: Tensor, variance: Tensor | None, sequences: Sequences, decay: float) -> None:
-        """Takes one pass into the averages. `variance` is E[g²], exactly, if the map's output is the logits."""
+    def observe(self, a: Tensor, g: Tensor, variance: Tensor | None, sequences: Sequences) -> None:
+        """Adds what a pass, or a process's part of it, saw. `sequences` are those of the whole pass, but for their
+        padding; `variance` is E[g²], exactly, if the map's output is the logits."""
+
+    @property
+    @abstractmethod
+    def costs(self) -> list[int]:
+        """Of decomposing A and every split's G, in units of the cube of their rows."""
+
+    @abstractmethod
+    def moments(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The sums of the averages: those that are symmetric or diagonal, and those that are neither."""
 
     def meet_logits(self, g: Tensor, logits_gradient: Tensor) -> None:
         """A map whose output has the gradient of the logits computes the logits."""
         if isinstance(self.map, LinearMap) and g.shape == logits_gradient.shape:
             difference = (g - logits_gradient).abs().max()
             self.is_logits = bool(difference <= 0.01 * logits_gradient.abs().max())  # bf16 rounds by less
-            self.is_output |= self.is_logits
 
     @abstractmethod
-    def inversion(self, damping: float) -> Callable[[], Any]:
-        """The work of inverting the present averages; may be done later, and in another thread."""
+    def inversion(self, damping: float) -> Inversion:
+        """The work of inverting the present averages; may be done later, in another thread or process."""
 
     @abstractmethod
     def direction(self, loss_scale: float) -> tuple[list[Tensor], Tensor]:
@@ -117,16 +126,17 @@ class Block(ABC):
         """Of tensors shaped as the parameters are, the rows that the map consists of."""
         return [tensor[self.map.rows] for tensor in like_parameters]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, inverse: Any) -> dict[str, Any]:
+        """With this inverse, which may be one that other processes hold."""
         return {
             "average": self.average.state_dict(),
-            "inverse": plain(self.inverse),
+            "inverse": plain(inverse),
             "is_output": self.is_output,
             "is_logits": self.is_logits,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.is_output, self.is_logits = state["is_output"], state["is_logits"]
+        self.is_logits = state["is_logits"]
         shapes = [tuple(total.shape) for total in state["average"]["sums"]]
         if shapes and shapes != self._shapes():
             raise ValueError(f"the state is that of another model: {self.name} has factors {shapes} there")
@@ -168,9 +178,16 @@ class KroneckerBlock(Block):
         A0, A1, *G = tensors
         return A0, A1, G[: len(self.rows)], list(G[len(self.rows) :])
 
-    def observe(self, a: Tensor, g: Tensor, variance: Tensor | None, sequences: Sequences, decay: float) -> None:
-        self.average.decay(decay, self._shapes(), like=g)
-        self.average.add_lengths(sequences)
+    @property
+    def costs(self) -> list[int]:
+        A = self.columns**3 if self.dense_A else self.columns
+        return [A, *(rows**3 if self._is_dense(rows) else rows for rows in self.rows)]
+
+    def moments(self) -> tuple[list[Tensor], list[Tensor]]:
+        A0, A1, G0, G1 = self._unpack(self.average.sums)
+        return [A0, *G0], [M1 for M1 in (A1, *G1) if M1 is not None]
+
+    def observe(self, a: Tensor, g: Tensor, variance: Tensor | None, sequences: Sequences) -> None:
         A0, A1, G0, G1 = self._unpack(self.average.sums)
         self._observe_inputs(A0, A1, a, sequences)
         for M0, M1, g_split in zip(G0, G1, g.split(self.rows, -1), strict=True):
@@ -186,26 +203,21 @@ class KroneckerBlock(Block):
     @abstractmethod
     def _observe_inputs(self, A0: Tensor, A1: Tensor | None, a: Tensor, sequences: Sequences) -> None: ...
 
-    def inversion(self, damping: float) -> Callable[[], FisherInverse]:
+    def inversion(self, damping: float) -> Inversion:
         A0, A1, G0, G1 = self._unpack(self.average.values())
-        lengths, curvature = dict(self.average.lengths), self.curvature
-        compute_dtype, product_dtype = curvature.dtypes([A0, *G0])
-
-        def work() -> FisherInverse:
-            return decompose(
-                curvature.approximation,
-                A0,
-                A1,
-                G0,
-                None if A1 is None else [M1 for M1 in G1 if M1 is not None],
-                lengths=lengths,
-                damping=damping,
-                gamma_max=curvature.gamma_max,
-                compute_dtype=compute_dtype,
-                product_dtype=product_dtype,
-            )
-
-        return work
+        compute_dtype, product_dtype = self.curvature.dtypes([A0, *G0])
+        return inversion(
+            self.curvature.approximation,
+            A0,
+            A1,
+            G0,
+            None if A1 is None else [M1 for M1 in G1 if M1 is not None],
+            lengths=dict(self.average.lengths),
+            damping=damping,
+            gamma_max=self.curvature.gamma_max,
+            compute_dtype=compute_dtype,
+            product_dtype=product_dtype,
+        )
 
     def coverage(self) -> list[Row]:
         approximation = self.curvature.approximation if self.has_lags else "indep"
@@ -293,9 +305,12 @@ class ElementwiseBlock(Block):
     map: ElementwiseMap
     inverse: list[Tensor] | None = None
 
-    def observe(self, a: Tensor, g: Tensor, variance: Tensor | None, sequences: Sequences, decay: float) -> None:
-        self.average.decay(decay, self._shapes(), like=g)
-        self.average.add_lengths(sequences)
+    costs: ClassVar[list[int]] = []
+
+    def moments(self) -> tuple[list[Tensor], list[Tensor]]:
+        return self.average.sums, []
+
+    def observe(self, a: Tensor, g: Tensor, variance: Tensor | None, sequences: Sequences) -> None:
         gradients = ([g * a] if self.map.gain is not None else []) + ([g] if self.map.shift is not None else [])
         for total, gradient in zip(self.average.sums, gradients, strict=True):
             factors.add_moments(total, None, gradient, sequences.observed)
@@ -303,9 +318,9 @@ class ElementwiseBlock(Block):
     def _shapes(self) -> list[tuple[int, ...]]:
         return [tuple(p.shape) for p in self.parameters]
 
-    def inversion(self, damping: float) -> Callable[[], list[Tensor]]:
+    def inversion(self, damping: float) -> Inversion:
         values, expected = self.average.values(), mean_length(self.average.lengths)
-        return lambda: [1 / (expected * (value + damping)) for value in values]
+        return Inversion([], lambda _: [1 / (expected * (value + damping)) for value in values])
 
     def direction(self, loss_scale: float) -> tuple[list[Tensor], Tensor]:
         assert self.inverse is not None
@@ -324,15 +339,3 @@ def block_of(name: str, map: Map, curvature: Curvature, names: Mapping[Tensor, s
     if isinstance(map, EmbeddingMap):
         return EmbeddingBlock(name, map, curvature, names)
     return ElementwiseBlock(name, map, curvature, names)
-
-
-class Coverage(list[Row]):
-    """Parameter → block → approximation → factor sizes, printable."""
-
-    def __str__(self) -> str:
-        header = Row("block", "parameters", "approximation", "factors")
-        lines = [(row.block, row.parameters, row.approximation, row.factors) for row in (header, *self)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
-        )

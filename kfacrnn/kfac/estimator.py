@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from kfacrnn.kfac.blocks import Block, Curvature, KroneckerBlock, block_of
 from kfacrnn.kfac.capture import Recorder, Tap, Tape
+from kfacrnn.kfac.distribution import Alone
 from kfacrnn.kfac.factors import Sequences
 from kfacrnn.predictive import Distribution
 
@@ -28,6 +30,24 @@ class Pass(NamedTuple):
     sequences: Sequences
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What a process, or all of them, saw in a pass, as far as it decides what is made of it."""
+
+    sequences: dict[str, Sequences]  # by block, without padding
+    logits: set[str]  # blocks that compute them
+    not_finite: str | None  # a map
+    incomplete: str | None  # what to complain of
+
+    @classmethod
+    def of_all(cls, findings: Sequence[Finding]) -> Finding:
+        first, *_ = findings
+        sequences = {name: Sequences.together([f.sequences[name] for f in findings]) for name in first.sequences}
+        not_finite = next((f.not_finite for f in findings if f.not_finite), None)
+        incomplete = next((f.incomplete for f in findings if f.incomplete), None)
+        return cls(sequences, set.intersection(*(f.logits for f in findings)), not_finite, incomplete)
+
+
 class Estimator:
     """Blocks for the trained maps of `model`, by name, and the passes that feed them.
 
@@ -37,14 +57,24 @@ class Estimator:
     """
 
     def __init__(
-        self, model: nn.Module, trained: set[Tensor], curvature: Curvature, *, decay: float, empirical: bool, seed: int
+        self,
+        model: nn.Module,
+        trained: set[Tensor],
+        curvature: Curvature,
+        *,
+        decay: float,
+        empirical: bool,
+        seed: int,
+        distribution: Alone | None = None,
     ):
         if not trained:
             raise ValueError("no parameter requires a gradient: there is nothing to train")
         self._recorder = Recorder(model)
         self._decay = decay
         self._empirical = empirical
+        self._distribution = distribution or Alone()
         self.blocks, self.uncovered = _partition(model, self._recorder, trained, curvature)
+        self._distribution.place(self.blocks)
         self._names = {id(block.map): name for name, block in self.blocks.items()}
         self.device = next(p for p in model.parameters() if p in trained).device
         self._generator = torch.Generator(self.device).manual_seed(seed)
@@ -66,24 +96,28 @@ class Estimator:
                 *gradients, logits_gradient = torch.autograd.grad(loss, sources, allow_unused=True)
         with torch.no_grad(), self._full_precision():
             passes = self._passes(taps, gradients, distribution)
-            if (name := _first_not_finite(passes)) is not None:
+            for kronecker, _ in whole:
+                kronecker.meet_logits(passes[kronecker.name].g, logits_gradient)
+            all_saw = Finding.of_all(self._distribution.gathered(self._finding(passes, whole)))
+            if (name := all_saw.not_finite) is not None:
                 if is_first:
                     raise ValueError(f"{name} met values that are not finite in the first statistics pass")
                 self.skipped += 1
                 return False
-            for kronecker, gradients_of_parameters in whole:
-                _require_complete(kronecker, passes[kronecker.name], gradients_of_parameters)
-                kronecker.meet_logits(passes[kronecker.name].g, logits_gradient)
-            self._observe(passes, distribution)
+            if all_saw.incomplete is not None:
+                raise ValueError(all_saw.incomplete)
+            self._observe(passes, distribution, all_saw)
         return True
 
     def _targets(self, returned: Any) -> tuple[Distribution, Tensor]:
         if isinstance(returned, tuple) != self._empirical or isinstance(returned, Tensor):
             wanted = "(distribution, targets) with" if self._empirical else "the distribution alone without"
             raise ValueError(f"forward must return {wanted} fisher='empirical', got {type(returned).__name__}")
-        if not self._empirical:
-            return returned, returned.sample(self._generator)
-        distribution, targets = returned
+        distribution, *given = returned if self._empirical else (returned,)
+        part = self._distribution.part(distribution.logits.shape[1])
+        if not self._empirical:  # a distribution of the user's own may know nothing of parts
+            return distribution, distribution.sample(self._generator, *(() if part is None else (part,)))
+        (targets,) = given
         return distribution, targets.transpose(0, 1) if distribution.batch_first else targets
 
     def _full_precision(self) -> torch.autocast:
@@ -96,6 +130,7 @@ class Estimator:
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             seed = int(torch.randint(2**62, (), generator=self._generator, device=self.device))
+            seed += self._distribution.rank  # each process has noise of its own
             # Not torch.manual_seed, which reseeds every CUDA device, those that are not forked included.
             for generator in (torch.default_generator, *(torch.cuda.default_generators[d.index] for d in cuda)):
                 generator.manual_seed(seed)
@@ -143,14 +178,28 @@ class Estimator:
             passes[name] = Pass(a.to(dtype) if a.is_floating_point() else a, g.to(dtype), seen)
         return passes
 
-    def _observe(self, passes: dict[str, Pass], distribution: Distribution) -> None:
-        for name, (a, g, sequences) in passes.items():
-            block = self.blocks[name]
-            variance = distribution.output_variance() if block.is_logits and not self._empirical else None
-            block.observe(a, g, variance, sequences, self._decay)
+    def _finding(self, passes: dict[str, Pass], whole: list[tuple[KroneckerBlock, list[Tensor]]]) -> Finding:
+        is_idle = self._distribution.is_idle
+        sequences = {name: seen.sequences.counted(0 if is_idle else 1) for name, seen in passes.items()}
+        logits = {name for name, block in self.blocks.items() if block.is_logits}
+        not_finite = None if is_idle else _first_not_finite(passes)
+        complaints = (_incomplete(block, passes[block.name], gradients) for block, gradients in whole)
+        incomplete = next(filter(None, complaints), None) if not_finite is None else None
+        return Finding(sequences, logits, not_finite, incomplete)
+
+    def _observe(self, passes: dict[str, Pass], distribution: Distribution, all_saw: Finding) -> None:
+        for name, block in self.blocks.items():
+            block.is_logits = name in all_saw.logits
+            block.begin(all_saw.sequences[name], self._decay)
+        with self._distribution.summing(list(self.blocks.values())):
+            for name, (a, g, sequences) in ({} if self._distribution.is_idle else passes).items():
+                block, everyones = self.blocks[name], all_saw.sequences[name]
+                variance = distribution.output_variance() if block.is_logits and not self._empirical else None
+                block.observe(a, g, variance, replace(everyones, padding=sequences.padding))
 
     def state_dict(self) -> dict[str, Any]:
-        blocks = {name: block.state_dict() for name, block in self.blocks.items()}
+        inverses = self._distribution.whole({name: block.inverse for name, block in self.blocks.items()})
+        blocks = {name: block.state_dict(inverses[name]) for name, block in self.blocks.items()}
         return {"blocks": blocks, "generator": self._generator.get_state(), "skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -160,6 +209,7 @@ class Estimator:
             raise ValueError(f"the state is that of another model: {odd[0]} is in one of them only")
         for name, block in self.blocks.items():
             block.load_state_dict(state["blocks"][name])
+            block.inverse = self._distribution.kept(name, block.inverse)
         self._generator.set_state(state["generator"].cpu())
 
 
@@ -203,8 +253,8 @@ def _first_not_finite(passes: dict[str, Pass]) -> str | None:
     return next((name for name, is_finite in zip(passes, finite, strict=True) if not is_finite), None)
 
 
-def _require_complete(block: KroneckerBlock, seen: Pass, whole: list[Tensor]) -> None:
-    """Raises ValueError unless Σ g_t a_tᵀ is the gradient of the log-loss: a parameter that acts elsewhere too, as in
+def _incomplete(block: KroneckerBlock, seen: Pass, whole: list[Tensor]) -> str | None:
+    """A complaint unless Σ g_t a_tᵀ is the gradient of the log-loss: a parameter that acts elsewhere too, as in
     F.linear(h, embedding.weight), would get a curvature that knows nothing of it.
 
     What is compared may be in bf16; Σ may cancel to its rounding, hence the term that does not.
@@ -212,11 +262,12 @@ def _require_complete(block: KroneckerBlock, seen: Pass, whole: list[Tensor]) ->
     a, g, _ = seen
     difference = sum((x - y).square().sum() for x, y in zip(block.gradients_of(a, g), whole, strict=True))
     total, inputs = sum(x.square().sum() for x in whole), a.square().sum() if a.is_floating_point() else 0
-    if difference > 0.05**2 * total + 0.001**2 * g.square().sum() * (inputs + g[..., 0].numel()):
-        raise ValueError(
-            f"{', '.join(block.parameter_names)}: the loss depends on it in other ways than through {block.name}, as "
-            "tied weights would make it do; untie them"
-        )
+    if difference <= 0.05**2 * total + 0.001**2 * g.square().sum() * (inputs + g[..., 0].numel()):
+        return None
+    return (
+        f"{', '.join(block.parameter_names)}: the loss depends on it in other ways than through {block.name}, as "
+        "tied weights would make it do; untie them"
+    )
 
 
 def time_first(name: str, tap: Tap, g: Tensor, distribution: Distribution, sequences: Sequences) -> Pass:

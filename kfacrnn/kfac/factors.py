@@ -40,6 +40,18 @@ class Sequences:
         counts = {length: float(count) for length, count in sorted(Counter(lengths.tolist()).items())}
         return cls(steps, cases, counts, padding.to(distribution.logits.device))
 
+    @classmethod
+    def together(cls, parts: Sequence[Sequences]) -> Sequences:
+        """Those of several processes, without their padding."""
+        every = sorted({length for part in parts for length in part.lengths})
+        lengths = {length: sum(part.lengths.get(length, 0.0) for part in parts) for length in every}
+        return cls(parts[0].steps, sum(part.cases for part in parts), lengths)
+
+    def counted(self, times: int) -> Sequences:
+        """Without padding, each as `times` sequences; 0: none."""
+        counts = {length: times * count for length, count in self.lengths.items()} if times else {}
+        return Sequences(self.steps, times * self.cases, counts)
+
     def once(self) -> Sequences:
         """The view of a map that is used once per sequence: T = 1."""
         return Sequences(1, self.cases, {1: float(self.cases)})

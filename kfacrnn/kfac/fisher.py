@@ -18,7 +18,6 @@ J. Martens, J. Ba, M. Johnson, "Kronecker-factored Curvature Approximations for 
 from __future__ import annotations
 
 import dataclasses
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,17 +28,10 @@ import torch
 from torch import Tensor
 
 from kfacrnn.kfac.maths import (
-    GAMMA_MAX,
-    Lengths,
     Root,
-    damped,
     gamma,
     inverse,
-    length_distribution,
     mean_length,
-    pi,
-    require_nonsingular,
-    safe_cholesky,
     safe_eigh,
     safe_svd,
     symmetric_part,
@@ -83,9 +75,9 @@ class FisherInverse(ABC):
         """The same inverse with its tensors moved or cast, as by `torch.Tensor.to`."""
         return self._mapped(lambda name, tensor: tensor.to(*args).contiguous())
 
-    def with_products_in(self, dtype: torch.dtype) -> Self:
-        """The same inverse with what `multiply` multiplies by as matrices, P and N, in `dtype`."""
-        return self._mapped(lambda name, tensor: tensor.to(dtype) if name != "Y" and tensor.dim() == 2 else tensor)
+    def with_scales_in(self, dtype: torch.dtype) -> Self:
+        """The same inverse with Y in `dtype`."""
+        return self._mapped(lambda name, tensor: tensor.to(dtype).contiguous() if name == "Y" else tensor)
 
     def _mapped(self, change: Callable[[str, Tensor], Tensor]) -> Self:
         changed: dict[str, Any] = {}
@@ -104,7 +96,7 @@ class FisherInverse(ABC):
 # ----------------------------------------------------------------------------------------------- one side, and products
 
 
-class _Side(NamedTuple):
+class Side(NamedTuple):
     """One factor pair: the root of the damped M0, and M1."""
 
     name: str
@@ -112,41 +104,47 @@ class _Side(NamedTuple):
     lag: Tensor
 
 
-class _Modes(NamedTuple):
-    psi: Tensor  # eigenvalues or singular values, before clipping
+class Modes(NamedTuple):
+    """One side, decomposed: what its inverse multiplies by, and what Y and the diagnostics are made of."""
+
     P: Tensor
+    condition: float  # of the damped M0, a lower bound
     retries: int
+    psi: Tensor | None = None  # eigenvalues or singular values, before clipping; indep has none
+    N: Tensor | None = None  # option 2
+
+    def stored_in(self, dtypes: Sequence[torch.dtype]) -> Modes:
+        """With P and N in the first of `dtypes` and, those that are matrices, then in the second; ψ̂ as it is."""
+
+        def stored(M: Tensor) -> Tensor:
+            M = M.to(dtypes[0]).contiguous()
+            return M.to(dtypes[1]) if M.dim() == 2 else M
+
+        return self._replace(P=stored(self.P), N=None if self.N is None else stored(self.N))
 
 
-class _Time(NamedTuple):
+class Time(NamedTuple):
     lengths: Mapping[int, float]
     gamma_max: float
 
 
-def _symmetric_modes(side: _Side) -> _Modes:
-    psi, U, retries = safe_eigh(symmetric_part(whiten(side.root.L, side.lag)), f"Ψ̂_{side.name}")
-    return _Modes(psi, unwhiten(side.root.L, U), retries)
-
-
-def _singular_modes(side: _Side) -> tuple[_Modes, Tensor]:
-    """The modes and N = L⁻ᵀΨ̂E = L⁻ᵀU diag(ψ̂), with ψ̂ clipped to 1."""
-    U, psi, E, retries = safe_svd(whiten(side.root.L, side.lag), f"Ψ̂_{side.name}")
-    return _Modes(psi, unwhiten(side.root.L, E), retries), unwhiten(side.root.L, U * psi.clamp(max=1))
-
-
-def _diagnostics(A: _Side, G: Sequence[_Side], modes: Sequence[_Modes] = ()) -> Diagnostics:
-    """`modes` are those of A and of every split, in this order, or none."""
+def _diagnostics(A: Modes, G: Sequence[Modes]) -> Diagnostics:
     seen = Diagnostics(
-        condition_A=A.root.condition,
-        condition_G=max(split.root.condition for split in G),
-        retries=A.root.retries + sum(split.root.retries for split in G) + sum(side.retries for side in modes),
+        condition_A=A.condition,
+        condition_G=max(split.condition for split in G),
+        retries=A.retries + sum(split.retries for split in G),
     )
-    if not modes:
+    if A.psi is None:
         return seen
-    psi_A, psi_G = modes[0].psi, torch.cat([split.psi for split in modes[1:]])
+    psi_A, psi_G = A.psi, _psi(G)
     extremes = torch.outer(torch.stack(psi_G.aminmax()), torch.stack(psi_A.aminmax()))
     clipped = int((psi_A.abs() > 1).sum() + (psi_G.abs() > 1).sum())
     return dataclasses.replace(seen, psi_min=extremes.min().item(), psi_max=extremes.max().item(), clipped=clipped)
+
+
+def _psi(G: Sequence[Modes]) -> Tensor:
+    """ψ̂_G of all splits, one after the other."""
+    return torch.cat([split.psi for split in G if split.psi is not None])
 
 
 def _into(P_G: tuple[Tensor, ...], Z: Tensor, P_A: Tensor) -> Tensor:
@@ -173,10 +171,14 @@ def _transpose(P: Tensor) -> Tensor:
 class Indep(FisherInverse):
     """Eqn 6, no correlation over time: F⁻¹z = vec(G0⁻¹ Z A0⁻¹) / E[T]. P_A is A0⁻¹ and P_G is G0⁻¹ / E[T]."""
 
+    @staticmethod
+    def modes(side: Side, time: Time) -> Modes:
+        P = inverse(side.root.L)
+        return Modes(P if side.name == "A" else P / mean_length(time.lengths), side.root.condition, side.root.retries)
+
     @classmethod
-    def of(cls, A: _Side, G: Sequence[_Side], time: _Time) -> Self:
-        P_G = tuple(inverse(split.root.L) / mean_length(time.lengths) for split in G)
-        return cls(inverse(A.root.L), P_G, _diagnostics(A, G))
+    def of(cls, A: Modes, G: Sequence[Modes], time: Time) -> Self:
+        return cls(A.P, tuple(split.P for split in G), _diagnostics(A, G))
 
     def _multiply(self, Z: Tensor) -> Tensor:
         return _back(self.P_G, Z, self.P_A)
@@ -195,12 +197,17 @@ class Option1(FisherInverse):
 
     Y: Tensor
 
+    @staticmethod
+    def modes(side: Side, time: Time) -> Modes:
+        psi, U, retries = safe_eigh(symmetric_part(whiten(side.root.L, side.lag)), f"Ψ̂_{side.name}")
+        return Modes(unwhiten(side.root.L, U), side.root.condition, side.root.retries + retries, psi)
+
     @classmethod
-    def of(cls, A: _Side, G: Sequence[_Side], time: _Time, spectrum: Callable[[Tensor], Tensor] | None = None) -> Self:
-        modes_A, modes_G = _symmetric_modes(A), [_symmetric_modes(split) for split in G]
-        psi = torch.outer(torch.cat([modes.psi for modes in modes_G]), modes_A.psi).double().clamp_(-1, 1)
+    def of(cls, A: Modes, G: Sequence[Modes], time: Time, spectrum: Callable[[Tensor], Tensor] | None = None) -> Self:
+        assert A.psi is not None
+        psi = torch.outer(_psi(G), A.psi).double().clamp_(-1, 1)
         Y = gamma(psi if spectrum is None else spectrum(psi), time.lengths, time.gamma_max)
-        return cls(modes_A.P, tuple(modes.P for modes in modes_G), _diagnostics(A, G, [modes_A, *modes_G]), Y)
+        return cls(A.P, tuple(split.P for split in G), _diagnostics(A, G), Y)
 
     def _multiply(self, Z: Tensor) -> Tensor:
         return _back(self.P_G, _into(self.P_G, Z, self.P_A) * self.Y, self.P_A)
@@ -214,70 +221,39 @@ class Option2(FisherInverse):
     N_A: Tensor
     N_G: tuple[Tensor, ...]
 
+    @staticmethod
+    def modes(side: Side, time: Time) -> Modes:
+        U, psi, E, retries = safe_svd(whiten(side.root.L, side.lag), f"Ψ̂_{side.name}")
+        N = unwhiten(side.root.L, U * psi.clamp(max=1))  # L⁻ᵀΨ̂E = L⁻ᵀU diag(ψ̂)
+        return Modes(unwhiten(side.root.L, E), side.root.condition, side.root.retries + retries, psi, N)
+
     @classmethod
-    def of(cls, A: _Side, G: Sequence[_Side], time: _Time) -> Self:
-        (modes_A, N_A), (modes_G, N_G) = _singular_modes(A), zip(*map(_singular_modes, G), strict=True)
-        psi = torch.outer(torch.cat([modes.psi for modes in modes_G]).clamp(max=1), modes_A.psi.clamp(max=1)).double()
+    def of(cls, A: Modes, G: Sequence[Modes], time: Time) -> Self:
+        assert A.psi is not None
+        assert A.N is not None
+        psi = torch.outer(_psi(G).clamp(max=1), A.psi.clamp(max=1)).double()
         one_minus_m = (1 - psi) * (1 + psi)  # 1 − m_G m_A of appendix C.2, m = ψ̂²
         Y = 1 / (mean_length(time.lengths) * one_minus_m.clamp_(min=1 / time.gamma_max))
-        return cls(modes_A.P, tuple(modes.P for modes in modes_G), _diagnostics(A, G, [modes_A, *modes_G]), Y, N_A, N_G)
+        N_G = tuple(split.N for split in G if split.N is not None)
+        return cls(A.P, tuple(split.P for split in G), _diagnostics(A, G), Y, A.N, N_G)
 
     def _multiply(self, Z: Tensor) -> Tensor:
         z = (_into(self.P_G, Z, self.P_A) - _into(self.N_G, Z, self.N_A)) * self.Y
         return _back(self.P_G, z, self.P_A) - _back(self.N_G, z, self.N_A)
 
 
-APPROXIMATIONS: Mapping[str, Callable[[_Side, Sequence[_Side], _Time], FisherInverse]] = {
-    "indep": Indep.of,
-    "option1": Option1.of,
-    "option2": Option2.of,
+class Approximation(NamedTuple):
+    modes: Callable[[Side, Time], Modes]
+    of: Callable[[Modes, Sequence[Modes], Time], FisherInverse]
+
+
+APPROXIMATIONS: Mapping[str, Approximation] = {
+    "indep": Approximation(Indep.modes, Indep.of),
+    "option1": Approximation(Option1.modes, Option1.of),
+    "option2": Approximation(Option2.modes, Option2.of),
     # What the authors' archived TensorFlow code does for option 1; wrong where modes oscillate. For comparison only.
-    "option1_abs": partial(Option1.of, spectrum=torch.abs),
+    "option1_abs": Approximation(Option1.modes, partial(Option1.of, spectrum=torch.abs)),
 }
-
-# ---------------------------------------------------------------------------------------------------------------- entry
-
-
-@torch.no_grad()
-def decompose(
-    approximation: str,
-    A0: Tensor,
-    A1: Tensor | None,
-    G0: Sequence[Tensor] | Tensor,
-    G1: Sequence[Tensor] | Tensor | None,
-    *,
-    lengths: Lengths,
-    damping: float,
-    gamma_max: float = GAMMA_MAX,
-    compute_dtype: torch.dtype = torch.float64,
-    product_dtype: torch.dtype | None = None,
-) -> FisherInverse:
-    """F⁻¹ of a matrix whose row splits are blocks of their own with one A side in common, decomposed once.
-
-    `G0` and `G1` hold one factor per split, of any size: a sequence, or one tensor `[k, m, m]`. The splits share one π,
-    √((tr A0/dim A0) / mean of (tr G0/dim G0)), where separate blocks would have one each: a π per split would cost a
-    decomposition of A0 per split. λI is added to every V0 alike; what changes are the cross terms of the factored form.
-
-    Without lag factors V1 = 0, and every approximation is indep. Decompositions run in `compute_dtype`, the products of
-    `multiply` in `product_dtype`; None: in the factors' dtype, which the result has in any case. Shapes and options are
-    taken to be valid; a factor that is not finite, not positive definite, or singular with zero damping raises a
-    DecompositionError that names it.
-    """
-    balance, root_damping = pi(A0, *G0), math.sqrt(damping)
-
-    def side(name: str, M0: Tensor, M1: Tensor, amount: float) -> _Side:
-        eps = max(torch.finfo(M0.dtype).eps, torch.finfo(compute_dtype).eps)
-        M0 = M0.to(compute_dtype)
-        if damping == 0:
-            require_nonsingular(M0, f"{name}0", eps)
-        return _Side(name, safe_cholesky(damped(M0, amount), f"{name}0"), M1.to(compute_dtype))
-
-    if A1 is None or G1 is None:
-        approximation, A1, G1 = "indep", torch.zeros_like(A0), [torch.zeros_like(M0) for M0 in G0]
-    A = side("A", A0, A1, balance * root_damping)
-    G = [side("G", M0, M1, root_damping / balance) for M0, M1 in zip(G0, G1, strict=True)]
-    found = APPROXIMATIONS[approximation](A, G, _Time(length_distribution(lengths), gamma_max)).to(A0.dtype)
-    return found if product_dtype is None else found.with_products_in(product_dtype)
 
 
 def from_state(state: Mapping[str, Any]) -> FisherInverse:

@@ -9,16 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from threading import Event, Thread
 from typing import Any
 
 import torch
 
 from kfacrnn.kfac.blocks import Block, plain
+from kfacrnn.kfac.distribution import Alone
 from kfacrnn.kfac.maths import DecompositionError
 
-Work = Mapping[str, Callable[[], Any]]
+Work = Mapping[Any, Callable[[], Any]]  # block by block, or side by side where processes share it
+
+
+@dataclass
+class _Pending:
+    due: int  # update at which it comes into use
+    results: Future[dict[Any, Any]]
+    collect: Callable[[dict[Any, Any]], dict[str, Any]]
+
+    @cached_property
+    def inverses(self) -> dict[str, Any]:
+        """Waits for them."""
+        return self.collect(self.results.result())
 
 
 class Inverses:
@@ -28,11 +42,12 @@ class Inverses:
     first one has none to fall back on and raises.
     """
 
-    def __init__(self, blocks: Mapping[str, Block], every: int, delay: int):
+    def __init__(self, blocks: Mapping[str, Block], every: int, delay: int, distribution: Alone | None = None):
         self._blocks = blocks
+        self._distribution = distribution or Alone()
         self._every = every
         self._delay = delay
-        self._pending: tuple[int, Future[dict[str, Any]]] | None = None  # update at which it comes into use
+        self._pending: _Pending | None = None
         self._may_run = Event()
         self._may_run.set()
         self._started = -1  # update whose averages the newest refresh, finished or not, is made from
@@ -41,22 +56,24 @@ class Inverses:
 
     def advance(self, update: int, newest_statistics: int, damping: float) -> None:
         """Called before step `update`: swaps in what is due; starts a refresh if one is due and anything is new."""
-        if self._pending is not None and update >= self._pending[0]:
+        if self._pending is not None and update >= self._pending.due:
             self._swap_in()
         interval = min(self._every, max(1, self._started))
         is_due = self._started < 0 or (update - self._started >= interval and newest_statistics > self._started)
         if not is_due or self._pending is not None:
             return
-        work = {name: block.inversion(damping) for name, block in self._blocks.items()}
+        inversions = {name: block.inversion(damping) for name, block in self._blocks.items()}
+        work = self._distribution.work(inversions)
+        collect = partial(self._distribution.collected, inversions, is_first=self.made_from < 0)
         if self._delay == 0 or self.made_from < 0:
-            inverses = self._side_by_side(work)
+            inverses = collect(self._side_by_side(work))
             self._started = update
             self._put_in_use(inverses)
         else:
             self._started = update
-            self._pending = (update + self._delay, self._beside(work))
+            self._pending = _Pending(update + self._delay, self._beside(work), collect)
 
-    def _side_by_side(self, work: Work) -> dict[str, Any]:
+    def _side_by_side(self, work: Work) -> dict[Any, Any]:
         """Every block on a thread of its own, as far as they go: one decomposition on several threads is hardly faster,
         and many times slower while another process holds a core."""
         threads = torch.get_num_threads()
@@ -70,8 +87,8 @@ class Inverses:
         finally:
             torch.set_num_threads(threads)
 
-    def _beside(self, work: Work) -> Future[dict[str, Any]]:
-        future: Future[dict[str, Any]] = Future()
+    def _beside(self, work: Work) -> Future[dict[Any, Any]]:
+        future: Future[dict[Any, Any]] = Future()
 
         def run() -> None:
             try:
@@ -90,7 +107,7 @@ class Inverses:
     def resume(self) -> None:
         self._may_run.set()
 
-    def _finished(self, work: Work) -> dict[str, Any]:
+    def _finished(self, work: Work) -> dict[Any, Any]:
         return {name: self._inverted(name, invert) for name, invert in work.items()}
 
     def _inverted(self, name: str, invert: Callable[[], Any]) -> Any:
@@ -98,14 +115,14 @@ class Inverses:
         try:
             return invert()
         except DecompositionError as error:
-            if self._blocks[name].inverse is None:
+            if self.made_from < 0:
                 raise DecompositionError(f"{name}: {error}") from error
             return None
 
     def _swap_in(self) -> None:
         assert self._pending is not None
         self._may_run.set()
-        self._put_in_use(self._pending[1].result())
+        self._put_in_use(self._pending.inverses)
         self._pending = None
 
     def _put_in_use(self, inverses: dict[str, Any]) -> None:
@@ -121,15 +138,19 @@ class Inverses:
         pending = None
         if self._pending is not None:
             self._may_run.set()
-            due, future = self._pending
-            pending = {"due": due, "inverses": {name: plain(inverse) for name, inverse in future.result().items()}}
+            whole = self._distribution.whole(self._pending.inverses)
+            pending = {"due": self._pending.due, "inverses": {name: plain(inverse) for name, inverse in whole.items()}}
         return {"started": self._started, "made_from": self.made_from, "failures": self.failures, "pending": pending}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._started, self.made_from, self.failures = state["started"], state["made_from"], state["failures"]
         self._pending = None
         if state["pending"] is not None:
-            done: Future[dict[str, Any]] = Future()
-            blocks, inverses = self._blocks, state["pending"]["inverses"]
-            done.set_result({name: blocks[name].restored(inverse) for name, inverse in inverses.items()})
-            self._pending = (state["pending"]["due"], done)
+            done: Future[dict[Any, Any]] = Future()
+            done.set_result(
+                {
+                    name: self._distribution.kept(name, self._blocks[name].restored(inverse))
+                    for name, inverse in state["pending"]["inverses"].items()
+                }
+            )
+            self._pending = _Pending(state["pending"]["due"], done, dict)

@@ -143,7 +143,7 @@ def pi(A0: Tensor, *G0: Tensor) -> float:
     """π = √((tr A0 / dim A0) / (tr G0 / dim G0)): factored damping adds π√λ I to A0 and √λ/π I to G0.
 
     The traces are those of the undamped factors; 1 if either is zero (a dead unit). Several G0 that share one A0 share
-    one π, from the mean over them of tr G0 / dim G0: see `fisher.decompose`.
+    one π, from the mean over them of tr G0 / dim G0: see `inversion.inversion`.
     """
     scale_A = diagonal(A0).double().mean().item()
     scale_G = sum(diagonal(G).double().mean().item() for G in G0) / len(G0)

@@ -23,16 +23,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
-from kfacrnn.kfac.blocks import Coverage, Curvature, Row
+from kfacrnn.kfac.arguments import check, check_dtypes
+from kfacrnn.kfac.blocks import Curvature
+from kfacrnn.kfac.coverage import Coverage, Row
+from kfacrnn.kfac.distribution import distribution
 from kfacrnn.kfac.estimator import Estimator
 from kfacrnn.kfac.fisher import APPROXIMATIONS
 from kfacrnn.kfac.inverses import Inverses
 from kfacrnn.kfac.maths import GAMMA_MAX
 from kfacrnn.kfac.step_size import LevenbergMarquardt, kl_bounded
-
-_COMPUTE_DTYPES = (None, torch.float32, torch.float64)
-_PRODUCT_DTYPES = (None, torch.bfloat16, torch.float32)
 
 
 class KFAC(torch.optim.Optimizer):
@@ -64,6 +65,8 @@ class KFAC(torch.optim.Optimizer):
                     of decompositions, torch.float32 or torch.float64, and of the products with what they give,
                     torch.float32 or torch.bfloat16; None: by size and processor, see `kfacrnn.kfac.precision`
     seed            of the private generator that targets are sampled with
+    process_group   of a data-parallel run, such as `torch.distributed.group.WORLD`; see `kfacrnn.kfac.distribution`
+    inverse_share   largest share of its ranks that hold any one inverse: 1 exchanges inverses, 1/ranks directions
 
     Raises ValueError for an argument out of range, and for a model of which something would be left untrained.
     Parameters without a gradient (None) stay where they are, as with any optimiser.
@@ -94,21 +97,23 @@ class KFAC(torch.optim.Optimizer):
         compute_dtype: torch.dtype | None = None,
         product_dtype: torch.dtype | None = None,
         seed: int = 0,
+        process_group: ProcessGroup | None = None,
+        inverse_share: float = 1.0,
     ):
-        _check("approximation", approximation, approximation in APPROXIMATIONS, f"one of {', '.join(APPROXIMATIONS)}")
-        _check("fisher", fisher, fisher in ("sampled", "empirical"), "'sampled' or 'empirical'")
-        _check("fallback", fallback, fallback in (None, "gradient"), "None or 'gradient'")
+        check("approximation", approximation, approximation in APPROXIMATIONS, f"one of {', '.join(APPROXIMATIONS)}")
+        check("fisher", fisher, fisher in ("sampled", "empirical"), "'sampled' or 'empirical'")
+        check("fallback", fallback, fallback in (None, "gradient"), "None or 'gradient'")
         positive = {"damping": damping, "kl_clip": kl_clip, "loss_scale": loss_scale, "gamma_max": gamma_max}
         for name, value in positive.items():
-            _check(name, value, math.isfinite(value) and value > 0, "finite and > 0")
-        _check("statistics_fraction", statistics_fraction, 0 < statistics_fraction <= 1, "in (0, 1]")
-        _check("statistics_decay", statistics_decay, 0 <= statistics_decay < 1, "in [0, 1)")
+            check(name, value, math.isfinite(value) and value > 0, "finite and > 0")
+        check("statistics_fraction", statistics_fraction, 0 < statistics_fraction <= 1, "in (0, 1]")
+        check("inverse_share", inverse_share, 0 < inverse_share <= 1, "in (0, 1]")
+        check("statistics_decay", statistics_decay, 0 <= statistics_decay < 1, "in [0, 1)")
         counts = {"statistics_every": statistics_every, "refresh_every": refresh_every, "max_dense": max_dense}
         for name, count in counts.items():
-            _check(name, count, isinstance(count, int) and count >= 1, "an integer of at least 1")
-        _check("refresh_delay", refresh_delay, 0 <= refresh_delay < refresh_every, "in [0, refresh_every)")
-        _check("compute_dtype", compute_dtype, compute_dtype in _COMPUTE_DTYPES, _one_of(_COMPUTE_DTYPES))
-        _check("product_dtype", product_dtype, product_dtype in _PRODUCT_DTYPES, _one_of(_PRODUCT_DTYPES))
+            check(name, count, isinstance(count, int) and count >= 1, "an integer of at least 1")
+        check("refresh_delay", refresh_delay, 0 <= refresh_delay < refresh_every, "in [0, refresh_every)")
+        check_dtypes(compute_dtype, product_dtype)
 
         params = [p for p in model.parameters() if p.requires_grad] if params is None else params
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -119,6 +124,7 @@ class KFAC(torch.optim.Optimizer):
         self._statistics_every = statistics_every
         self._statistics_fraction = statistics_fraction
         self._adaptive_damping = adaptive_damping
+        self._distribution = distribution(process_group, inverse_share)
         self._estimator = Estimator(
             model,
             {p for group in self.param_groups for p in group["params"] if p.requires_grad},
@@ -126,12 +132,13 @@ class KFAC(torch.optim.Optimizer):
             decay=statistics_decay,
             empirical=fisher == "empirical",
             seed=seed,
+            distribution=self._distribution,
         )
         uncovered = ", ".join(self._estimator.uncovered)
         if uncovered and fallback is None:
             remedy = "use kfacrnn.nn layers, freeze them, or choose fallback='gradient'"
             raise ValueError(f"no Fisher block covers {uncovered}: {remedy}")
-        self._inverses = Inverses(self._estimator.blocks, refresh_every, refresh_delay)
+        self._inverses = Inverses(self._estimator.blocks, refresh_every, refresh_delay, self._distribution)
         self._updates = 0
         self._newest_statistics = -1  # the update before which they were taken
         self._next_case = 0
@@ -147,10 +154,10 @@ class KFAC(torch.optim.Optimizer):
             raise ValueError("param groups of KFAC are given once, as params: its blocks are found when it is made")
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        _check("lr", group["lr"], math.isfinite(group["lr"]) and group["lr"] > 0, "finite and > 0")
-        _check("momentum", group["momentum"], 0 <= group["momentum"] < 1, "in [0, 1)")
+        check("lr", group["lr"], math.isfinite(group["lr"]) and group["lr"] > 0, "finite and > 0")
+        check("momentum", group["momentum"], 0 <= group["momentum"] < 1, "in [0, 1)")
         decay = group["weight_decay"]
-        _check("weight_decay", decay, math.isfinite(decay) and decay >= 0, "finite and >= 0")
+        check("weight_decay", decay, math.isfinite(decay) and decay >= 0, "finite and >= 0")
         group["first_lr"] = group["lr"]  # a scheduler changes lr; what it has made of this one is s
 
     # ------------------------------------------------------------------------------------------------- statistics
@@ -162,11 +169,12 @@ class KFAC(torch.optim.Optimizer):
 
     def statistics_cases(self, cases: int) -> slice:
         """The next `statistics_fraction` of a batch's `cases` sequences, in rotation over the passes. Where it leaves a
-        rest, the last part of a rotation overlaps the one before."""
+        rest, the last part of a rotation overlaps the one before. A rank gives and gets the numbers of its own ones."""
+        cases *= self._distribution.ranks
         count = max(1, round(cases * self._statistics_fraction))
         start = min(self._next_case, cases - count) if self._next_case < cases else 0
         self._next_case = start + count
-        return slice(start, start + count)
+        return self._distribution.own(slice(start, start + count))
 
     def update_statistics(self, forward: Callable[[], Any]) -> None:
         """Takes a_t and g_t of one forward pass into the averages.
@@ -211,10 +219,9 @@ class KFAC(torch.optim.Optimizer):
         """Δ for every parameter, and ΔᵀF̂Δ = Δᵀ∇h in one transfer from the device."""
         directions: dict[Tensor, Tensor] = {}
         products = []
-        for block in self._estimator.blocks.values():
-            if not block.has_gradient:
-                continue
-            block_directions, product = block.direction(self._loss_scale)
+        blocks = [block for block in self._estimator.blocks.values() if block.has_gradient]
+        found = self._distribution.directions(blocks, self._loss_scale)
+        for block, (block_directions, product) in zip(blocks, found, strict=True):
             for parameter, direction in zip(block.parameters, block_directions, strict=True):
                 if direction.shape == parameter.shape:
                     directions[parameter] = direction
@@ -225,7 +232,7 @@ class KFAC(torch.optim.Optimizer):
             if parameter.grad is not None:
                 directions[parameter] = parameter.grad
                 products.append(parameter.grad.square().sum())
-        return directions, torch.stack(products).sum().item() if products else 0.0
+        return directions, self._distribution.mean(torch.stack(products).sum()).item() if products else 0.0
 
     def _move(self, directions: dict[Tensor, Tensor]) -> None:
         for group in self.param_groups:
@@ -262,7 +269,9 @@ class KFAC(torch.optim.Optimizer):
         last step, before and after it. Martens & Grosse (2015), section 6.5."""
         if self._adaptive_damping is None:
             raise RuntimeError("adapt_damping needs KFAC(adaptive_damping=LevenbergMarquardt())")
-        change = float(loss_after) - float(loss_before)
+        change = self._distribution.mean(
+            torch.as_tensor(float(loss_after) - float(loss_before), dtype=torch.float64)
+        ).item()
         self._reduction_ratio = change / self._predicted_change if self._predicted_change else math.nan
         if self._predicted_change or not math.isfinite(change):  # nothing moved: nothing to be learnt
             self.damping = self._adaptive_damping.adapted(self.damping, self._reduction_ratio)
@@ -341,12 +350,3 @@ class KFAC(torch.optim.Optimizer):
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "kfac"})
         for name, value in state["numbers"].items():
             setattr(self, name, value)
-
-
-def _one_of(values: Iterable[Any]) -> str:
-    return "one of " + ", ".join(map(str, values))
-
-
-def _check(name: str, value: Any, holds: bool, what: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {what}, got {value!r}")

@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from kfacrnn.kfac.fisher import APPROXIMATIONS, FisherInverse, decompose
+from kfacrnn.kfac.fisher import APPROXIMATIONS, FisherInverse
+from kfacrnn.kfac.inversion import inversion
 from kfacrnn.kfac.maths import GAMMA_MAX, Lengths, length_distribution
 
 
@@ -52,7 +53,7 @@ def fisher_inverse(
         if M is not None:
             _check_factor(name, M, like)
     lags = None if G1 is None else [G1]
-    return decompose(
+    return inversion(
         approximation,
         A0,
         A1,
@@ -62,7 +63,7 @@ def fisher_inverse(
         damping=damping,
         gamma_max=gamma_max,
         compute_dtype=compute_dtype,
-    )
+    )()
 
 
 def _check_factor(name: str, M: Tensor, like: Tensor) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kfacrnn.kfac.blocks import Coverage, Curvature, block_of
+from kfacrnn.kfac.blocks import Curvature, block_of
 from kfacrnn.kfac.capture import ElementwiseMap, EmbeddingMap, LinearMap
+from kfacrnn.kfac.coverage import Coverage
 from kfacrnn.kfac.factors import Sequences
 from tests.kfac import dense
 
@@ -36,7 +37,9 @@ def made(map, curvature: Curvature = CURVATURE, lengths: tuple[int, ...] = (T,) 
     g = torch.randn(T, B, out, dtype=torch.float64).cumsum(0)
     behind = torch.arange(T)[:, None] >= torch.tensor(lengths)
     counts = {length: float(lengths.count(length)) for length in set(lengths)}
-    block.observe(a, g.masked_fill(behind.unsqueeze(-1), 0), None, Sequences(T, B, counts, behind), 0.9)
+    sequences = Sequences(T, B, counts, behind)
+    block.begin(sequences, 0.9)
+    block.observe(a, g.masked_fill(behind.unsqueeze(-1), 0), None, sequences)
     block.inverse = block.inversion(LAMBDA)()
     for p in map.parameters:
         p.grad = torch.randn_like(p)
@@ -162,8 +165,10 @@ def test_a_map_computes_the_logits_if_its_g_is_theirs():
 def test_exact_variances_stand_in_for_sampled_ones_where_G_is_diagonal():
     weight = parameter(5, 2)
     block = block_of("b", LinearMap("m", (weight,)), replace(CURVATURE, max_dense=4), {weight: "w"})
-    a, g, variance = torch.randn(T, B, 2), torch.randn(T, B, 5), torch.rand(T, B, 5)
-    block.observe(a, g, variance, Sequences(T, B, {T: float(B)}), 0.9)
+    a, g, variance = (torch.rand(T, B, size, dtype=weight.dtype) for size in (2, 5, 5))
+    sequences = Sequences(T, B, {T: float(B)})
+    block.begin(sequences, 0.9)
+    block.observe(a, g, variance, sequences)
     torch.testing.assert_close(block.average.values()[1], variance.mean((0, 1)))
 
 
@@ -206,13 +211,13 @@ def test_a_map_of_some_rows_of_its_parameters_is_one_of_parameters_with_no_other
 def test_a_block_restored_from_its_state_gives_the_same_direction_bit_for_bit(map):
     block, *_ = made(map)
     other = block_of("block", map, CURVATURE, dict.fromkeys(map.parameters, "p"))
-    other.load_state_dict(block.state_dict())
+    other.load_state_dict(block.state_dict(block.inverse))
     torch.testing.assert_close(other.direction(N), block.direction(N), rtol=0, atol=0)
     torch.testing.assert_close(other.average.values(), block.average.values(), rtol=0, atol=0)
 
 
 def test_the_state_of_a_block_of_other_sizes_is_refused_by_name():
-    state = made(LinearMap("m", (parameter(3, 2),)))[0].state_dict()
+    state = made(LinearMap("m", (parameter(3, 2),)))[0].state_dict(None)
     other, *_ = made(LinearMap("m", (parameter(3, 4),)))
     with pytest.raises(ValueError, match="the state is that of another model: block has factors"):
         other.load_state_dict(state)

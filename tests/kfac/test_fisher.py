@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kfacrnn.kfac import fisher_inverse
-from kfacrnn.kfac.fisher import decompose, from_state
+from kfacrnn.kfac.fisher import from_state
+from kfacrnn.kfac.inversion import inversion
 from tests.kfac import dense
 
 THREE = ("indep", "option1", "option2")
@@ -166,7 +167,7 @@ def test_products_in_bfloat16_keep_float32_s_result_to_their_own_rounding(approx
     Z = gradient(G, A).float()
     factors = (A.M0, A.M1, [G.M0, G.M0[:7, :7]], [G.M1, G.M1[:7, :7]])
     exact, rounded = (
-        decompose(approximation, *factors, lengths=35, damping=0.1, product_dtype=dtype)
+        inversion(approximation, *factors, lengths=35, damping=0.1, product_dtype=dtype)()
         for dtype in (None, torch.bfloat16)
     )
     Z = torch.cat([Z, Z[:7]])
@@ -266,7 +267,7 @@ def test_splits_share_one_a_side_and_one_pi_and_are_blocks_of_their_own_otherwis
     G = [Pair(scale * M0, scale * M1) for scale, (M0, M1) in zip((1, 10, 0.1, 3), G, strict=False)]
     Z = torch.randn(sum(sizes), 5, dtype=torch.float64, generator=seeded(0))
     G0, G1 = [pair.M0 for pair in G], [pair.M1 for pair in G]
-    inverse = decompose(approximation, *A, G0, G1, lengths=6, damping=0.1)
+    inverse = inversion(approximation, *A, G0, G1, lengths=6, damping=0.1)()
     mean_G = sum(M0.diagonal().mean().item() for M0 in G0) / len(G0)
     common = math.sqrt(A.M0.diagonal().mean().item() / mean_G)
     expected = torch.cat(
@@ -282,8 +283,8 @@ def test_splits_may_come_as_one_tensor():
     A, G = from_sequences(5, seeded(15)), [from_sequences(3, seeded(i)) for i in range(4)]
     G0, G1 = [pair.M0 for pair in G], [pair.M1 for pair in G]
     Z = torch.randn(12, 5, dtype=torch.float64, generator=seeded(0))
-    listed = decompose("option1", *A, G0, G1, lengths=6, damping=0.1)
-    stacked = decompose("option1", *A, torch.stack(G0), torch.stack(G1), lengths=6, damping=0.1)
+    listed = inversion("option1", *A, G0, G1, lengths=6, damping=0.1)()
+    stacked = inversion("option1", *A, torch.stack(G0), torch.stack(G1), lengths=6, damping=0.1)()
     assert torch.equal(listed.multiply(Z), stacked.multiply(Z))
 
 

@@ -1,0 +1,153 @@
+"""One training run on several processes, started by `torchrun -m kfacrnn train …`: data-parallel, in step with each other.
+
+Rank r of N holds the sequences r, r + N, r + 2N, … of every batch. `task.batch_size` is that of all ranks together, so
+that a run is the same run, to rounding, on any number of them. Rank 0 alone writes: the others have an `Onlooker` for a
+folder. Decisions are made by all ranks alike, from numbers that they have in common.
+
+Everything here is harmless, and free, in a process that is alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from kfacrnn.errors import UserError
+from kfacrnn.store import RunFolder
+
+Anything = TypeVar("Anything")
+LOST = "another process of this run has ended; the same command continues from the last checkpoint"
+
+
+def count() -> int:
+    """Processes of this run, N."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_first() -> bool:
+    return rank() == 0
+
+
+def join(batch_size: int, device: str) -> None:
+    """Meets the other processes, once; they stay together until the process ends. Raises `UserError` if the batch or
+    the devices cannot be shared out."""
+    if batch_size % count():  # DDP takes the mean over the ranks, and that is the batch's if their parts are equal
+        raise UserError(f"task.batch_size={batch_size}: cannot be shared equally by {count()} processes")
+    if count() > 1 and ":" in device:
+        raise UserError(f"device={device}: {count()} processes need a device each; write device=cuda")
+    if count() > 1 and not dist.is_initialized():
+        # Small things, such as whether a signal came, stay on the CPU and wait for no device.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+
+
+def device(name: str) -> str:
+    """`cuda` is this rank's own GPU."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" and count() > 1 else name
+
+
+def group() -> dist.ProcessGroup | None:
+    return dist.group.WORLD if count() > 1 else None
+
+
+def parallel(model: nn.Module) -> nn.Module:
+    """The model whose gradients are averaged over the ranks. Parameters are those of `model`."""
+    return nn.parallel.DistributedDataParallel(model) if count() > 1 else model
+
+
+# ------------------------------------------------------------------------------------------------------------- sequences
+
+
+def mine(whole: Tensor, dim: int) -> Tensor:
+    """This rank's sequences of a batch that has them along `dim`."""
+    if count() == 1:
+        return whole
+    return whole.index_select(dim, torch.arange(rank(), whole.shape[dim], count(), device=whole.device))
+
+
+def whole(part: Tensor, dim: int) -> Tensor:
+    """The batch of which every rank holds its part: the reverse of `mine`."""
+    if count() == 1:
+        return part
+    parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(count())]
+    dist.all_gather(parts, part.contiguous())
+    return torch.stack(parts, dim + 1).flatten(dim, dim + 1)
+
+
+# --------------------------------------------------------------------------------------------------------------- numbers
+
+
+def total(number: float) -> float:
+    """The sum over the ranks."""
+    return sum(each(number))
+
+
+def any_of(is_so: bool) -> bool:
+    if count() == 1:
+        return is_so
+    flag = torch.tensor(float(is_so))
+    dist.all_reduce(flag)
+    return bool(flag)
+
+
+def means(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Over the ranks, elementwise, and the sums of the weights. Not finite where one is not."""
+    if count() == 1:
+        return values, weights
+    sums = torch.stack([values * weights, weights])
+    dist.all_reduce(sums)
+    return sums[0] / sums[1], sums[1]
+
+
+def each(item: Anything) -> list[Anything]:
+    """What every rank gives."""
+    if count() == 1:
+        return [item]
+    items: list[Any] = [None] * count()
+    dist.all_gather_object(items, item)
+    return items
+
+
+def of_first(item: Anything) -> Anything:
+    """What rank 0 gives."""
+    if count() == 1:
+        return item
+    items = [item if is_first() else None]
+    dist.broadcast_object_list(items, src=0)
+    return items[0]
+
+
+# --------------------------------------------------------------------------------------------------------------- writing
+
+
+class Onlooker(RunFolder):
+    """The folder of a run that another process writes."""
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        yield
+
+    def _nothing(self, *_: Any, **__: Any) -> None:
+        pass
+
+    describe = truncate = append = set_status = save_checkpoint = save_model = drop_checkpoints = _nothing
+
+
+@contextmanager
+def lost_with_the_others() -> Iterator[None]:
+    """Raises `UserError` for what torch says when another rank has gone."""
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        if count() > 1 and any(sign in str(error) for sign in SIGNS):
+            raise UserError(LOST) from error
+        raise
