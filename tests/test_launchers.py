@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +32,23 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return path, folder / "here"
 
 
+def kfacrnn(arguments: list[str]) -> str:
+    """What the command says. Not a child of a fork server: joblib's workers would keep it from ending."""
+    command = [sys.executable, "-m", "kfacrnn", *arguments]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120, check=True).stdout
+
+
 @pytest.mark.parametrize("name", ["basic", "joblib", "submitit_local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_launcher_of_hydras_leaves_the_same_store(name: str, tuned: tuple[str, Path], tmp_path: Path) -> None:
     path, here = tuned
     if name in PLUGINS:
         pytest.importorskip(f"hydra_plugins.{PLUGINS[name]}")
     command = ["sweep", path, "--results", str(tmp_path / "there"), f"hydra/launcher={name}"]
-    code, said = processes.run(command, tmp_path / "said.txt")
-    assert (code, [line for line in said if "4/4 done" in line]) == (0, ["4/4 done"]), said
+    assert kfacrnn(command).endswith("4/4 done\nSGD: the winner is on an edge of what was tried: optimizer.lr\n")
     assert numbers(tmp_path / "there") == numbers(here)
     shared = {session["jobs"] for folder in Store(tmp_path / "there") for session in folder.meta()["sessions"]}
     assert shared == {1 if name == "basic" else 0}  # 0: not known to have had the machine to itself
-    assert processes.run(command, tmp_path / "again.txt")[0] == 0
+    kfacrnn(command)
     assert all(len(folder.meta()["sessions"]) == 1 for folder in Store(tmp_path / "there"))
 
 
