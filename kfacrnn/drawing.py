@@ -28,9 +28,10 @@ COLOURS = {
     "kfac_option2": "#D55E00",
     "soap": "#009E73",
     "shampoo": "#CC79A7",
+    "psgd_kron": "#882255",
     "muon": "#7B5AA6",
 }
-OTHER_COLOURS = ("#882255", "#44AA99", "#999933", "#AA4499", "#117733", "#332288")
+OTHER_COLOURS = ("#44AA99", "#999933", "#AA4499", "#117733", "#332288")
 LEGEND_COLUMNS, LEGEND_ROW = 3, 0.19  # inches
 LEGEND_WIDTH, NOTE_WIDTH = 70, 90  # characters of the labels side by side, and of a line of notes
 NOTE: dict[str, Any] = {"color": "0.3", "fontsize": 8.5}

@@ -3,6 +3,7 @@
     of the package                                             here
     Shampoo and Kron draw from torch's generator               noise depends on the seed and the update alone
     Kron draws from NumPy's, which is in no checkpoint         drawn from torch's
+    Kron's first Q is I, whatever the size of the gradients    suits the first gradient, as in the authors' newer code
     Shampoo's state is Python objects                          its `state_dict` is tensors
     the preconditioner is renewed by a count inside the step   `refresh_share`, and `prompt`, for a bench
 
@@ -108,6 +109,13 @@ class Shampoo(pytorch_optimizer.ScalableShampoo):
             state["pre_conditioner"].pre_conditioners = values["roots"]
 
 
+def _first_scale(parameter: torch.Tensor) -> float:
+    """Of Q, for which Qᵀ Q makes a gradient of size 1 of the first one. From I, Q would take some 50 updates to get there
+    from gradients of 1e-4, as those of a mean over many tokens are."""
+    fourth = 0.0 if parameter.grad is None else float(parameter.grad.double().pow(4).mean())
+    return (fourth + 1e-36) ** (-1 / 8)
+
+
 class Kron(pytorch_optimizer.Kron):
     """`refresh_every` None: the authors' schedule, of which `refresh_share` tells the first 500 updates."""
 
@@ -115,10 +123,14 @@ class Kron(pytorch_optimizer.Kron):
         self._seed = seed
         # A count of updates is compared with the inverse: half an update less, so that rounding is no matter.
         probability = None if refresh_every is None else 1 / (refresh_every - 0.5)
-        super().__init__(parameters, pre_conditioner_update_probability=probability, **settings)
+        groups = [{"params": [parameter]} for parameter in parameters]  # each has its own scale of the first Q
+        super().__init__(groups, pre_conditioner_update_probability=probability, **settings)
         self.refresh_share = 1 / (refresh_every or 1)
 
     def step(self, closure: Any = None) -> Any:
+        if "step" not in self.param_groups[0]:
+            for group in self.param_groups:
+                group["precondition_init_scale"] = _first_scale(*group["params"])
         with _noise(self, self._seed) as device:
             # NumPy's generator is asked for a number in [0, 1) and whether it is below this.
             self.balance_prob = float(torch.rand((), device=device) < BALANCED)
