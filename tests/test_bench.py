@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from kfacrnn import cli, config
+from kfacrnn import cli, config, discovery
 from kfacrnn.bench import dnc, memory, report, scaling
 from kfacrnn.bench.cycle import PLAIN, Kind, cost, frequencies, quantile, ratio
+from kfacrnn.bench.request import Request
 from kfacrnn.bench.subjects import PARTS, Phases, Record, Step, TrainingRun, interleave
 from kfacrnn.config import Run
 from kfacrnn.errors import UserError
@@ -79,6 +80,15 @@ def test_kinds_come_as_often_as_in_a_real_run() -> None:
         if update >= 24:
             seen[Kind(statistics, optimizer._inverses.made_from != made_from)] += 1
     assert frequencies(2, 3) == pytest.approx({kind: count / 6 for kind, count in seen.items()})
+
+
+def test_optimisers_whose_packages_are_missing_are_left_out_unless_they_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(discovery, "missing", lambda package, name: "a package" if name == "adamw" else None)
+    everything = set(discovery.modules("optimizers"))
+    assert set(Request("step-cost").runs("repeat_copy")) == everything - {"adamw"}
+    assert set(Request("step-cost", optimizers=("adamw",)).runs("repeat_copy")) == {"sgd", "adamw"}
 
 
 WEIGHTS = {PLAIN: 0.8, STATISTICS: 0.15, BOTH: 0.05}

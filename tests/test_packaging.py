@@ -90,6 +90,17 @@ def test_without_the_experiments_extra_the_command_line_names_it(tmp_path: Path)
     assert re.fullmatch(r"kfacrnn: .*pip install 'kfacrnn\[experiments\]'\n", result.stderr)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "package"),
+    [("soap", "pytorch_optimizer"), ("shampoo", "pytorch_optimizer"), ("psgd_kron", "opt_einsum")],
+)
+def test_without_the_modern_extra_its_optimisers_name_it(optimizer: str, package: str, tmp_path: Path) -> None:
+    code = f"from kfacrnn.cli import main; sys.exit(main(['train', 'optimizer={optimizer}']))"
+    result = python(BLOCK.format(blocked={package}) + code, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr == f"kfacrnn: this needs {package}: pip install 'kfacrnn[modern]'\n"
+
+
 @pytest.mark.parametrize("script", COMMANDS, ids=[path.stem for path in COMMANDS])
 def test_a_script_is_the_command_of_its_name(script: Path) -> None:
     assert output(sys.executable, script, "--help").startswith(f"usage: kfacrnn {script.stem} ")

@@ -110,8 +110,8 @@ class Shampoo(pytorch_optimizer.ScalableShampoo):
 
 
 def _first_scale(parameter: torch.Tensor) -> float:
-    """Of Q, for which Qᵀ Q makes a gradient of size 1 of the first one. From I, Q would take some 50 updates to get there
-    from gradients of 1e-4, as those of a mean over many tokens are."""
+    """Of Q, for which Qᵀ Q makes a gradient of size 1 of the first one. From I it takes some 50 updates to get there
+    where gradients are of 1e-4, as those of a mean over many tokens may be."""
     fourth = 0.0 if parameter.grad is None else float(parameter.grad.double().pow(4).mean())
     return (fourth + 1e-36) ** (-1 / 8)
 
