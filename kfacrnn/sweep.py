@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from kfacrnn import experiment, standing
+from kfacrnn import discovery, experiment, standing
 from kfacrnn.errors import UserError
 from kfacrnn.launchers import hydra, local
 from kfacrnn.launchers.pending import Pending
@@ -31,7 +31,8 @@ def sweep(
 ) -> int:
     """Trains every run of an experiment that is not finished: in processes of this machine, or through the launcher
     that Hydra's own settings among the `overrides` name. Exit code: 0 when all of them are, 1 when some are not, 130
-    when it was stopped. Raises `UserError`, before the first run, for a point of a grid that cannot be run."""
+    when it was stopped. Raises, before the first run, `UserError` for a point of a grid that cannot be run and
+    `ModuleNotFoundError` for a package that an optimiser needs."""
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: must be at least 1")
     hydras_own, own = split_hydra(overrides)
@@ -43,6 +44,7 @@ def sweep(
     print(f"{standing.summary(plan)}; {standing.estimate(plan, jobs)}", flush=True)
     if dry_run:
         return 0
+    _require_packages(plan)
     pending = Pending(plan, retry_failed)
     stopped = hydra.run(plan, pending, hydras_own) if hydras_own else local.run(plan, pending, jobs)
     if stopped:
@@ -55,6 +57,13 @@ def sweep(
     for problem in problems:
         print(f"kfacrnn: {problem}", file=sys.stderr)
     return 1 if problems else 0
+
+
+def _require_packages(plan: Plan) -> None:
+    for name in {planned.run.optimizer.name: None for planned in plan.known() if not planned.finished}:
+        package = discovery.missing("optimizers", name)
+        if package:
+            raise ModuleNotFoundError(f"{name} needs {package}", name=package)
 
 
 def status(name: str, *, results: str, overrides: Sequence[str] = ()) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from kfacrnn import experiment, sweep
+from kfacrnn import discovery, experiment, sweep
 from kfacrnn.errors import UserError
 from kfacrnn.plan import Plan, PlannedRun
 from tests.synthetic import store, write_experiment
@@ -71,6 +71,16 @@ def test_a_grid_is_tuned_and_only_its_winner_confirmed(tuned: tuple[str, Path, s
     assert confirmed.point.choice == best.point.choice
     assert confirmed.folder.status()["updates"] == 4
     assert len(list(plan(path, results).store)) == 4  # two trials, one confirmation, one run of Adam
+
+
+def test_a_missing_package_is_reported_before_the_first_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_processes: None
+) -> None:
+    path = write_experiment(tmp_path / "two.yaml", "{SGD: {optimizer: sgd}, SOAP: {optimizer: soap}}")
+    monkeypatch.setattr(discovery, "missing", lambda package, name: "opt_einsum" if name == "soap" else None)
+    assert sweep.sweep(path, results=str(tmp_path), dry_run=True) == 0
+    with pytest.raises(ModuleNotFoundError, match="soap needs opt_einsum"):
+        sweep.sweep(path, results=str(tmp_path))
 
 
 def test_every_run_has_a_process_of_its_own_and_a_log(tuned: tuple[str, Path, str]) -> None:
