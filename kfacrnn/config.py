@@ -90,7 +90,8 @@ class Run(Basics):
         """What decides the training curve, and nothing else: no paths, trackers or devices."""
         kept = ("task", "optimizer", "budget", "seed", "precision", "threads")
         config = dataclasses.asdict(self)
-        return {key: config[key] for key in kept} | {"numerics_version": NUMERICS_VERSION}
+        groups = {"task": settings.scientific(self.task), "optimizer": settings.scientific(self.optimizer)}
+        return {key: config[key] for key in kept} | groups | {"numerics_version": NUMERICS_VERSION}
 
     @property
     def run_id(self) -> str:

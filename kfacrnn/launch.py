@@ -42,12 +42,14 @@ def run(arguments: Sequence[str], command: str) -> int:
 
 
 def _one(run: config.Run, command: str) -> int:
+    from kfacrnn import ranks
     from kfacrnn.train import train
 
     folder = train(run, command)
-    status = folder.status()
+    status = ranks.of_first(folder.status())
     reason = f" ({status['reason']})" if status["reason"] else ""
-    print(f"{status['state']}{reason} at update {status['update']}: {folder.path}")
+    if ranks.is_first():
+        print(f"{status['state']}{reason} at update {status['update']}: {folder.path}")
     return EXIT_CODES[status["state"]]
 
 

@@ -16,6 +16,19 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} m" if hours else f"{minutes} m {secs:02d} s" if minutes else f"{secs} s"
 
 
+class Silence:
+    """Shows nothing, where another process shows how far the run is."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, done: int, note: str) -> None:
+        pass
+
+
 class Progress:
     """`with Progress("ptb_char sgd", 300, start=100) as progress: progress.show(101, "2.31 bits")`."""
 

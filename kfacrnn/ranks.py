@@ -1,16 +1,21 @@
-"""One training run on several processes, started by `torchrun -m kfacrnn train …`: data-parallel, in step with each other.
+"""One training run on several processes, started by `torchrun -m kfacrnn train …`: data-parallel, and in step.
 
 Rank r of N holds the sequences r, r + N, r + 2N, … of every batch. `task.batch_size` is that of all ranks together, so
-that a run is the same run, to rounding, on any number of them. Rank 0 alone writes: the others have an `Onlooker` for a
-folder. Decisions are made by all ranks alike, from numbers that they have in common.
+that a run is the same run, to rounding, on any number of them. Not so with dropout: rank 0 draws the masks of a process
+alone, the others masks of their own; what goes on with the same number of ranks goes on with the same masks.
+
+Rank 0 alone writes: the others have an `Onlooker` for a folder. Its clocks and its memory are the run's. Decisions are
+made by all ranks alike, from numbers that they have in common.
 
 Everything here is harmless, and free, in a process that is alone.
 """
 
 from __future__ import annotations
 
+import atexit
+import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -22,12 +27,16 @@ from kfacrnn.errors import UserError
 from kfacrnn.store import RunFolder
 
 Anything = TypeVar("Anything")
-LOST = "another process of this run has ended; the same command continues from the last checkpoint"
+SIGNS = ("gloo", "NCCL", "Connection closed", "Connection reset")
+
+
+class Lost(UserError):
+    """Another process of the run has ended before its time."""
 
 
 def count() -> int:
     """Processes of this run, N."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def rank() -> int:
@@ -48,11 +57,27 @@ def join(batch_size: int, device: str) -> None:
     if count() > 1 and not dist.is_initialized():
         # Small things, such as whether a signal came, stay on the CPU and wait for no device.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
 
 
-def device(name: str) -> str:
-    """`cuda` is this rank's own GPU."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" and count() > 1 else name
+def device(name: str) -> torch.device:
+    """`cuda` is this rank's own GPU. Raises `UserError` if there is none."""
+    device = torch.device(name)
+    if device.type == "cuda":
+        if count() > 1:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if (device.index or 0) >= (found := torch.cuda.device_count()):
+            raise UserError(f"device={device}: torch finds {found} CUDA devices here; write device=cpu")
+        if count() > 1:
+            torch.cuda.set_device(device)  # as NCCL expects
+    return device
+
+
+def reseed(seed: int, update: int) -> None:
+    """Gives noise, such as dropout, of its own to every rank but the first, which has that of a single process."""
+    if not is_first():
+        digest = hashlib.sha256(repr((seed, update, rank())).encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:7]))
 
 
 def group() -> dist.ProcessGroup | None:
@@ -64,7 +89,7 @@ def parallel(model: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model) if count() > 1 else model
 
 
-# ------------------------------------------------------------------------------------------------------------- sequences
+# ------------------------------------------------------------------------------------------------------------ sequences
 
 
 def mine(whole: Tensor, dim: int) -> Tensor:
@@ -83,7 +108,7 @@ def whole(part: Tensor, dim: int) -> Tensor:
     return torch.stack(parts, dim + 1).flatten(dim, dim + 1)
 
 
-# --------------------------------------------------------------------------------------------------------------- numbers
+# -------------------------------------------------------------------------------------------------------------- numbers
 
 
 def total(number: float) -> float:
@@ -91,12 +116,13 @@ def total(number: float) -> float:
     return sum(each(number))
 
 
-def any_of(is_so: bool) -> bool:
+def largest(number: int) -> int:
+    """Over the ranks."""
     if count() == 1:
-        return is_so
-    flag = torch.tensor(float(is_so))
-    dist.all_reduce(flag)
-    return bool(flag)
+        return number
+    most = torch.tensor(number)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return int(most)
 
 
 def means(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,12 +147,12 @@ def of_first(item: Anything) -> Anything:
     """What rank 0 gives."""
     if count() == 1:
         return item
-    items = [item if is_first() else None]
+    items: list[Any] = [item if is_first() else None]
     dist.broadcast_object_list(items, src=0)
     return items[0]
 
 
-# --------------------------------------------------------------------------------------------------------------- writing
+# -------------------------------------------------------------------------------------------------------------- writing
 
 
 class Onlooker(RunFolder):
@@ -139,15 +165,17 @@ class Onlooker(RunFolder):
     def _nothing(self, *_: Any, **__: Any) -> None:
         pass
 
-    describe = truncate = append = set_status = save_checkpoint = save_model = drop_checkpoints = _nothing
+    describe = end_session = truncate = append = set_status = _nothing
+    save_checkpoint = load_checkpoint = save_model = drop_checkpoints = _nothing
 
 
 @contextmanager
-def lost_with_the_others() -> Iterator[None]:
-    """Raises `UserError` for what torch says when another rank has gone."""
+def in_step() -> Iterator[None]:
+    """Raises `Lost` for what torch says when another rank has gone."""
     try:
         yield
-    except (dist.DistError, RuntimeError) as error:
+    except RuntimeError as error:
         if count() > 1 and any(sign in str(error) for sign in SIGNS):
-            raise UserError(LOST) from error
+            atexit.unregister(dist.destroy_process_group)  # which would talk to the others
+            raise Lost("another process of this run has ended; the same command goes on from its checkpoint") from error
         raise

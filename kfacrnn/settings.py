@@ -16,10 +16,18 @@ def setting(
     below: float | None = None,
     at_most: float | None = None,
     choices: Sequence[Any] | None = None,
+    scientific: bool = True,
 ) -> Any:
-    """A dataclass field without a default, with its meaning and its range. `None` in an optional field passes."""
+    """A dataclass field without a default, with its meaning and its range. `None` in an optional field passes. What is
+    not `scientific` changes no curve, only how it is computed, and is no part of a run's identity."""
     limits = {"above": above, "at_least": at_least, "below": below, "at_most": at_most, "choices": choices}
-    return dataclasses.field(metadata={"doc": doc, **limits})
+    return dataclasses.field(metadata={"doc": doc, "scientific": scientific, **limits})
+
+
+def scientific(config: Any) -> dict[str, Any]:
+    """The settings of a task or an optimiser that decide the training curve."""
+    silent = [field.name for field in dataclasses.fields(config) if not field.metadata.get("scientific", True)]
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in silent}
 
 
 def problems(config: Any, prefix: str = "") -> Iterator[str]:

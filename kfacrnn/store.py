@@ -121,6 +121,16 @@ class RunFolder:
             self.path / "status.json", {"state": state, "update": update, "updates": updates, "reason": reason, **here}
         )
 
+    def describe(self, config: str, meta: dict[str, Any]) -> None:
+        """Writes config.yaml and, at the start of a session, meta.json."""
+        write_atomic(self.path / "config.yaml", config.encode())
+        write_json(self.path / "meta.json", meta)
+
+    def end_session(self, end: str, ledger: dict[str, Any]) -> None:
+        meta = self.meta()
+        meta["sessions"][-1]["end"] = end
+        write_json(self.path / "meta.json", {**meta, "ledger": ledger})
+
     def append(self, row: dict[str, Any]) -> None:
         """Adds one row to metrics.csv; floats are written so that they read back exactly."""
         line = io.StringIO()

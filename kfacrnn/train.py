@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,48 +18,53 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 
-from kfacrnn import discovery, provenance
+from kfacrnn import discovery, provenance, ranks, signals
 from kfacrnn.clock import Ledger
 from kfacrnn.config import Run
-from kfacrnn.errors import UserError
 from kfacrnn.memory import keep_freed_memory, peak_rss_mb
-from kfacrnn.progress import Progress
-from kfacrnn.store import FINISHED, SCHEMA_VERSION, RunFolder, Store, write_atomic, write_json
-from kfacrnn.track import Mirror, open_mirror
+from kfacrnn.progress import Progress, Silence
+from kfacrnn.store import FINISHED, SCHEMA_VERSION, RunFolder, Store
+from kfacrnn.track import Mirror, Nobody, open_mirror
 
 HEARTBEAT = 10.0  # seconds
 
 
 def train(run: Run, command: str) -> RunFolder:
-    """Trains until the budget is spent; returns at once if that has been done before. The folder says how it ended."""
+    """Trains until the budget is spent; returns at once if that has been done before. The folder says how it ended.
+    Where several processes train together, each of them calls this."""
+    ranks.join(run.task.batch_size, run.device)
     folder = Store(run.results).folder(run)
-    with folder.writing():
-        if folder.status().get("state") not in FINISHED:
+    folder = folder if ranks.is_first() else ranks.Onlooker(folder.path)
+    with ranks.in_step(), folder.writing():
+        if ranks.of_first(folder.status().get("state")) not in FINISHED:
             session = Session(run)
-            mirror = open_mirror(run, folder.path)
+            mirror = open_mirror(run, folder.path) if ranks.is_first() else Nobody()
             try:
-                session.begin(folder, command)
-                for row in folder.rows():  # a killed process takes with it what W&B has not yet written
-                    mirror.log({name: float(value) for name, value in row.items() if value})
-                _loop(session, folder, mirror)
+                with ranks.in_step():
+                    session.begin(folder, command)
+                    for row in folder.rows():  # a killed process takes with it what W&B has not yet written
+                        mirror.log({name: float(value) for name, value in row.items() if value})
+                    _loop(session, folder, mirror)
             except Exception as error:
+                state = "interrupted" if isinstance(error, ranks.Lost) else "failed"
                 reason = str(error) or type(error).__name__
                 try:
-                    folder.set_status("failed", update=session.update, updates=run.budget.updates, reason=reason)
+                    folder.set_status(state, update=session.update, updates=run.budget.updates, reason=reason)
                 finally:
-                    mirror.finish("failed")
+                    mirror.finish(state)
                 raise
     return folder
 
 
 class Session:
-    """The living parts of a run: model, optimiser, schedule, data, clock, and the losses not yet written down."""
+    """The living parts of a run: model, optimiser, schedule, data, clock, and the losses not yet written down. Tokens,
+    losses and units are those of this process's sequences: see `kfacrnn.ranks`."""
 
     def __init__(self, run: Run):
         self.run = run
         self.update = 0
         self.tokens = 0
-        self.device = _device(run.device)
+        self.device = ranks.device(run.device)
         torch.set_num_threads(run.threads)
         keep_freed_memory()
         synchronise = torch.cuda.synchronize if self.device.type == "cuda" else lambda: None
@@ -71,6 +75,8 @@ class Session:
         torch.manual_seed(run.seed)
         self.model = self.task.build_model()
         self.optimizer = build_optimizer(self.model, run.optimizer, task=self.task, seed=run.seed)
+        self.parallel_model = ranks.parallel(self.model)
+        ranks.reseed(run.seed, 0)
         schedule, updates = run.optimizer.schedule, run.budget.updates
         self.schedule = LambdaLR(self.optimizer, lambda update: schedule.factor(update, updates))
         self.losses: list[Tensor] = []  # training losses since the last row, on the device
@@ -80,12 +86,10 @@ class Session:
         """Continues from the newest whole checkpoint, or starts; writes configuration and provenance."""
         from omegaconf import OmegaConf
 
-        checkpoint = folder.load_checkpoint()
+        checkpoint = ranks.of_first(folder.load_checkpoint())
         if checkpoint is not None:
             self.load_state_dict(checkpoint)
         folder.truncate(self.update)
-        config = dataclasses.asdict(self.run)
-        write_atomic(folder.path / "config.yaml", OmegaConf.to_yaml(config).encode())
         session = {
             "start": provenance.now(),
             "from_update": self.update,
@@ -94,6 +98,7 @@ class Session:
             "versions": provenance.versions(),
             "hardware": provenance.hardware(self.run.device),
             "threads": self.run.threads,
+            "ranks": ranks.count(),
             "jobs": int(os.environ.get("KFACRNN_JOBS", "1")),
         }
         meta = {
@@ -103,7 +108,7 @@ class Session:
             "data_checksums": self.task.checksums,
             "sessions": [*folder.meta().get("sessions", []), session],
         }
-        write_json(folder.path / "meta.json", meta)
+        folder.describe(OmegaConf.to_yaml(dataclasses.asdict(self.run)), meta)
         folder.set_status("running", update=self.update, updates=self.run.budget.updates)
 
     @contextmanager
@@ -125,7 +130,7 @@ class Session:
                 self.optimizer.update_statistics(lambda: self.task.predict(self.model, batch, cases))
         self.optimizer.zero_grad()
         with self._autocast():
-            loss = self.task.loss(self.model, batch)
+            loss = self.task.loss(self.parallel_model, batch)
         loss.backward()
         self.grad_norm = self._gradient_norm() if self.row_is_due(self.update + 1) else None
         self.lr = self.optimizer.param_groups[0]["lr"]
@@ -160,14 +165,14 @@ class Session:
             evaluate = self._evaluation_is_due(self.update)
             with torch.no_grad(), self._autocast():
                 valid = task.evaluate(self.model, "valid") if evaluate else None
-        units = torch.tensor(self.units, dtype=torch.float64)
-        nats = float((torch.stack(self.losses).double().cpu() * units).sum() / units.sum())
+        losses, units = self._losses_of_all()
+        nats = float((losses * units).sum() / units.sum())
         stats = self.optimizer.stats() if hasattr(self.optimizer, "stats") else {}
         wall, seconds = self.ledger.total, self.ledger.wall["train"]
         row = {
             "update": self.update,
             "epoch": self.update / task.updates_per_epoch if task.updates_per_epoch else None,
-            "tokens": self.tokens,
+            "tokens": ranks.total(self.tokens),
             "time_train_s": seconds,
             "time_eval_s": self.ledger.wall["eval"],
             "time_wall_s": wall,
@@ -189,38 +194,50 @@ class Session:
     grad_norm: Tensor | None = None
     lr = 0.0
 
+    def _losses_of_all(self) -> tuple[Tensor, Tensor]:
+        """Of every update since the last row, over all processes: the loss, and the units that it averages over."""
+        losses = torch.stack(self.losses).double().cpu() if self.losses else torch.empty(0, dtype=torch.float64)
+        return ranks.means(losses, torch.tensor(self.units, dtype=torch.float64))
+
     def first_bad_update(self) -> int | None:
         """The first update since the last row whose loss was not finite."""
-        bad = (~torch.isfinite(torch.stack(self.losses))).nonzero()
+        bad = (~torch.isfinite(self._losses_of_all()[0])).nonzero()
         return self.update - len(self.losses) + 1 + int(bad[0]) if len(bad) else None
 
     def state_dict(self) -> dict[str, Any]:
+        """Of all processes together, complete in the first: a run may go on with another number of them."""
+        losses, units = self._losses_of_all()
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        rng, *others_rng = ranks.each({"cpu": torch.get_rng_state(), "cuda": cuda})
         return {
             "update": self.update,
-            "tokens": self.tokens,
+            "tokens": ranks.total(self.tokens),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "task": self.task.state_dict(),
-            "losses": [loss.item() for loss in self.losses],
-            "units": list(self.units),
-            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "losses": losses.tolist(),
+            "units": units.long().tolist(),
+            "rng": rng,
+            "others_rng": others_rng,
             "ledger": self.ledger.state_dict(),
             "seconds_at_last_row": self._seconds_at_last_row,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.update, self.tokens = state["update"], state["tokens"]
+        self.update = state["update"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.task.load_state_dict(state["task"])
         self.losses = [torch.tensor(loss, device=self.device) for loss in state["losses"]]
-        self.units = list(state["units"])
-        torch.set_rng_state(state["rng"]["cpu"])
-        if state["rng"]["cuda"] is not None:
-            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+        own = 1 if ranks.is_first() else 0  # what has been counted is the first process's to carry on
+        self.tokens, self.units = own * state["tokens"], [own * units for units in state["units"]]
+        ranks.reseed(self.run.seed, self.update)
+        for rng in [state["rng"], *state.get("others_rng", [])][ranks.rank() :][:1]:
+            torch.set_rng_state(rng["cpu"])
+            if rng["cuda"] is not None:
+                torch.cuda.set_rng_state(rng["cuda"], self.device)
         self.ledger.load_state_dict(state["ledger"])
         self._seconds_at_last_row = state["seconds_at_last_row"]
 
@@ -229,7 +246,8 @@ def _loop(session: Session, folder: RunFolder, mirror: Mirror) -> None:
     run, ledger = session.run, session.ledger
     budget, title = run.budget, f"{run.task.name} {run.optimizer.name} {run.run_id}"
     state, reason, note, beat = "done", "", "", time.monotonic()
-    with _signals() as received, Progress(title, budget.updates, session.update) as progress:
+    shown = Progress(title, budget.updates, session.update) if ranks.is_first() else Silence()
+    with signals.collected() as received, shown as progress:
         while session.update < budget.updates:
             with session.training():
                 session.step()
@@ -247,11 +265,12 @@ def _loop(session: Session, folder: RunFolder, mirror: Mirror) -> None:
                 if time.monotonic() - beat > HEARTBEAT:
                     beat = time.monotonic()
                     folder.set_status("running", update=session.update, updates=budget.updates)
-            if received or session.update % budget.checkpoint_every == 0:
+            number = ranks.largest(received[0] if received else 0)
+            if number or session.update % budget.checkpoint_every == 0:
                 with ledger("checkpoint"):
                     folder.save_checkpoint(session.state_dict())
-            if received:
-                state, reason = "interrupted", f"by {signal.Signals(received[0]).name}"
+            if number:
+                state, reason = "interrupted", f"by {signals.name(number)}"
                 break
     _end(session, folder, mirror, state, reason)
 
@@ -259,37 +278,8 @@ def _loop(session: Session, folder: RunFolder, mirror: Mirror) -> None:
 def _end(session: Session, folder: RunFolder, mirror: Mirror, state: str, reason: str) -> None:
     if state in FINISHED:
         folder.save_model(session.model.state_dict())
-    meta = folder.meta()
-    meta["sessions"][-1]["end"] = provenance.now()
-    meta["ledger"] = session.ledger.state_dict()
-    write_json(folder.path / "meta.json", meta)
+    folder.end_session(provenance.now(), session.ledger.state_dict())
     folder.set_status(state, update=session.update, updates=session.run.budget.updates, reason=reason)
     if state in FINISHED:
         folder.drop_checkpoints()
     mirror.finish(state)
-
-
-def _device(name: str) -> torch.device:
-    device = torch.device(name)
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise UserError(f"device={name}: torch finds {count} CUDA devices here; write device=cpu")
-    return device
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM, so that the loop can stop between two updates; a second one stops at once."""
-    received: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -20,7 +20,7 @@ SECONDS = 100
 
 
 def together(ranks: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `function(*arguments)` returns on every rank: tensors and plain values. An error on one of them is raised."""
+    """What `function(*arguments)` returns on every rank: tensors and plain values. Raises the first error of any."""
     with tempfile.TemporaryDirectory() as folder:
         ends = [CONTEXT.Pipe(duplex=False) for _ in range(ranks)]
         processes = [
@@ -31,18 +31,19 @@ def together(ranks: int, function: Callable[..., Any], *arguments: Any) -> list[
             process.start()
             ours.close()
         try:
-            return [_result(end) for end, _ in ends]
+            answers = [_answer(end) for end, _ in ends]
         finally:
             for process in processes:
                 process.kill()
                 process.join()
+    errors = sorted((error for _, error in answers if error), key=lambda error: "Connection closed" in error)
+    assert not errors, errors[0]  # a connection closes because of an error elsewhere
+    return [result for result, _ in answers]
 
 
-def _result(end: Connection) -> Any:
+def _answer(end: Connection) -> tuple[Any, str]:
     assert end.poll(SECONDS), "a rank does not answer"
-    result, error = torch.load(io.BytesIO(end.recv_bytes()), weights_only=False)
-    assert not error, error
-    return result
+    return torch.load(io.BytesIO(end.recv_bytes()), weights_only=False)
 
 
 def _rank(rank: int, ranks: int, store: Path, end: Connection, function: Callable[..., Any], arguments: Any) -> None:

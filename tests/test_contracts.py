@@ -107,6 +107,31 @@ def test_the_yaml_gives_every_setting_a_value_and_the_dataclass_every_value_a_me
     assert all(field.metadata.get("doc") for settings in nested for field in dataclasses.fields(settings))
 
 
+# ---- tasks -------------------------------------------------------------------------------------------------------
+
+
+@each_task
+def test_the_sequences_of_two_processes_together_are_the_batch_of_one(
+    name: str, compose: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = compose(name)
+
+    def second_batch() -> Any:
+        task = discovery.load("tasks", name).build(run.task, seed=1, device=torch.device("cpu"), data=run.data)
+        task.next_batch()
+        return task.next_batch()
+
+    whole, parts = second_batch(), []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        parts.append(second_batch())
+    for rank, part in enumerate(parts):
+        assert torch.equal(part.targets, whole.targets[:, rank::2])
+    for number in ("cases", "units", "tokens"):
+        assert sum(getattr(part, number) for part in parts) == getattr(whole, number)
+
+
 # ---- runs --------------------------------------------------------------------------------------------------------
 
 

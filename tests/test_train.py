@@ -366,7 +366,12 @@ def test_the_heartbeat_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     written: list[dict[str, Any]] = []
     monkeypatch.setattr(training, "HEARTBEAT", 0.0)
     write = store.write_json
-    monkeypatch.setattr(store, "write_json", lambda path, content: (written.append(content), write(path, content)))
+
+    def noted(path: Path, content: dict[str, Any]) -> None:
+        written.extend([content] if path.name == "status.json" else [])
+        write(path, content)
+
+    monkeypatch.setattr(store, "write_json", noted)
     train(tiny(tmp_path), "test")
     assert [(status["state"], status["update"]) for status in written] == [
         ("running", 0), ("running", 1), ("running", 2), ("running", 3), ("running", 4), ("done", 4)

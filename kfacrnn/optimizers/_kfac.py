@@ -29,6 +29,9 @@ class Config:
     statistics_decay: float = setting("decay of the averages per statistics pass", at_least=0, below=1)
     refresh_every: int = setting("updates between inverses", at_least=1)
     refresh_delay: int = setting("0: inverses at once; d: in the background, in use d updates later", at_least=0)
+    inverse_share: float = setting(
+        "largest share of the processes that hold any one inverse", above=0, at_most=1, scientific=False
+    )
     max_dense: int = setting("factors of a larger dimension are diagonal", at_least=1)
     decompositions: str = setting("precision of decompositions", choices=["auto", "fp32", "fp64"])
     products: str = setting("precision of the products with decomposed factors", choices=["auto", "fp32", "bf16"])
@@ -43,6 +46,7 @@ class Config:
 def build(approximation: str, model: nn.Module, config: Config, task: Task, seed: int) -> Optimizer:
     import torch
 
+    from kfacrnn import ranks
     from kfacrnn.kfac.optimizer import KFAC
     from kfacrnn.optimizers import clip_gradients
 
@@ -65,5 +69,7 @@ def build(approximation: str, model: nn.Module, config: Config, task: Task, seed
         compute_dtype=dtypes[config.decompositions],
         product_dtype=dtypes[config.products],
         seed=seed,
+        process_group=ranks.group(),
+        inverse_share=config.inverse_share,
     )
     return clip_gradients(optimizer, config.clip)

@@ -33,7 +33,8 @@ class Task(Protocol):
         """A new model on the task's device. The caller has seeded torch: same seed, same weights."""
 
     def next_batch(self) -> Any:
-        """The next batch on the task's device; same seed, same batches in the same order."""
+        """The next batch on the task's device; same seed, same batches in the same order. Of a run on several processes
+        this process's sequences, `ranks.mine`; a task that gives everyone the whole batch is right, but no faster."""
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The training loss h, mean nats per unit, as a scalar with gradient. Carries the recurrent state, if any, over
@@ -49,7 +50,7 @@ class Task(Protocol):
     def to_metric(self, nats: float) -> float: ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Data cursor, carried state, generators: plain containers and tensors."""
+        """Data cursor, carried state, generators: plain containers and tensors. Of the whole batch: `ranks.whole`."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 

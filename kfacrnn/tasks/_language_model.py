@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kfacrnn import ranks
 from kfacrnn.data.ptb import Corpus
 from kfacrnn.errors import UserError
 from kfacrnn.nn import LSTM, LayerNormLSTM
@@ -110,7 +111,7 @@ class LanguageModelTask(ABC):
         self.checksums = corpus.checksums
         self.chance = self.to_metric(math.log(self.vocabulary))
         self.loss_scale = float(config.bptt)
-        self._streams = training_streams(corpus.train, config.batch_size).to(device)
+        self._streams = ranks.mine(training_streams(corpus.train, config.batch_size), dim=1).to(device)
         self._batches = (len(self._streams) - 1) // config.bptt
         if self._batches < 1:
             raise UserError(
@@ -167,12 +168,15 @@ class LanguageModelTask(ABC):
         return total.item() / int(scored.sum())
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self._updates, "carried": self._carried}
+        carried = None if self._carried is None else tuple(ranks.whole(part, dim=1) for part in self._carried)
+        return {"updates": self._updates, "carried": carried}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._updates = state["updates"]
-        carried = state["carried"]
-        self._carried = None if carried is None else (carried[0].to(self.device), carried[1].to(self.device))
+        self._carried = None
+        if state["carried"] is not None:
+            h, c = (ranks.mine(part, dim=1).to(self.device) for part in state["carried"])
+            self._carried = h, c
 
 
 def training_streams(tokens: Tensor, count: int) -> Tensor:

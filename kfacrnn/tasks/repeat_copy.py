@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from kfacrnn import ranks
 from kfacrnn.nn import DNC
 from kfacrnn.predictive import Bernoulli
 from kfacrnn.settings import setting
@@ -88,6 +89,13 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         lengths = None if self.lengths is None else self.lengths.to(device)
         return Batch(self.inputs.to(device), self.targets.to(device), self.mask.to(device), lengths, self.tokens)
+
+    def mine(self) -> Batch:
+        """Those of the sequences that this process holds."""
+        inputs, targets, mask = (ranks.mine(part, dim=1) for part in (self.inputs, self.targets, self.mask))
+        lengths = None if self.lengths is None else ranks.mine(self.lengths, dim=0)
+        tokens = inputs.shape[0] * inputs.shape[1] if lengths is None else int(lengths.sum())
+        return Batch(inputs, targets, mask, lengths, tokens)
 
     @property
     def cases(self) -> int:
@@ -178,7 +186,7 @@ class RepeatCopy:
         return model.to(self.device)
 
     def next_batch(self) -> Batch:
-        return draw(self.config, self.config.batch_size, self.generator).to(self.device)
+        return draw(self.config, self.config.batch_size, self.generator).mine().to(self.device)
 
     def predict(self, model: nn.Module, batch: Batch, cases: slice | Tensor = slice(None)) -> Bernoulli:
         lengths = None if batch.lengths is None else batch.lengths[cases]
