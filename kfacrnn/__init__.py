@@ -4,6 +4,11 @@ Neural Networks", ICLR 2018, as a PyTorch optimiser and as a reproduction of the
 Importing this package needs torch only; the experiment framework is the extra `kfacrnn[experiments]`.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kfacrnn.kfac.optimizer import KFAC as KFAC
+
 __version__ = "0.1.0"
 
 

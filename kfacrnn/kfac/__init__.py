@@ -2,5 +2,6 @@
 
 from kfacrnn.kfac.maths import eta
 from kfacrnn.kfac.standalone import fisher_inverse
+from kfacrnn.kfac.step_size import LevenbergMarquardt
 
-__all__ = ["eta", "fisher_inverse"]
+__all__ = ["LevenbergMarquardt", "eta", "fisher_inverse"]
