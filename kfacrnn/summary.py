@@ -13,8 +13,12 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+from operator import neg
 
 from kfacrnn.curves import Curve, quantile
 
@@ -36,8 +40,13 @@ class Run:
     def arrival(self, target: float, axis: str) -> float:
         """The update, or second, of the first row at or below the target (nats); infinite for never."""
         times: Sequence[float] = getattr(self.curve, axis)
-        reached = (time for time, nats in zip(times, self.curve.nats, strict=True) if nats <= target)
-        return math.inf if self.curve.diverged else next(reached, math.inf)
+        first = bisect_left(self._lowest, -target, key=neg)
+        return times[first] if first < len(times) and not self.curve.diverged else math.inf
+
+    @cached_property
+    def _lowest(self) -> list[float]:
+        """The least nats up to every row."""
+        return list(accumulate(self.curve.nats, min))
 
 
 @dataclass(frozen=True)
