@@ -131,7 +131,10 @@ def reachable(names: list[str], extras: tuple[str, ...] = ()) -> set[str]:
 
 def test_constraints_pin_every_package_that_the_extras_bring() -> None:
     pins = re.findall(r"^([^#\s=]+)==\S+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    needed = reachable(["kfacrnn"], ("experiments", "wandb", "torchtext", "modern", "dev")) - {"kfacrnn"}
+    try:
+        needed = reachable(["kfacrnn"], ("experiments", "wandb", "torchtext", "modern", "dev")) - {"kfacrnn"}
+    except metadata.PackageNotFoundError as missing:
+        pytest.skip(f"what an extra brings is read from what is installed, and {missing.name} is not")
     of_cuda = {name for name in needed if name.startswith(("nvidia-", "cuda-", "triton"))}
     assert needed - of_cuda == normal(pins)
 
