@@ -20,7 +20,7 @@ from kfacrnn.selection import StoredRun, named, select
 from kfacrnn.summary_cells import significant
 from kfacrnn.where import text_of
 
-SCIENCE = r"(task|optimizer|budget)\..*|seed|precision|threads"
+SCIENCE = r"(task|optimizer(?!\.inverse_share$)|budget)\..*|seed|precision|threads"  # as `Run.scientific`
 PATHS = r"results|data\.root|tracker\..*|run_id|source"
 SIDES = ("A", "B")
 

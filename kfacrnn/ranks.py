@@ -13,6 +13,7 @@ Everything here is harmless, and free, in a process that is alone.
 from __future__ import annotations
 
 import atexit
+import gc
 import hashlib
 import os
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from kfacrnn.errors import UserError
 from kfacrnn.store import RunFolder
 
 Anything = TypeVar("Anything")
-SIGNS = ("gloo", "NCCL", "Connection closed", "Connection reset")
+GONE = ("Connection closed", "Connection reset", "Broken pipe", "remote process exited", "communicator was aborted")
 
 
 class Lost(UserError):
@@ -57,7 +58,12 @@ def join(batch_size: int, device: str) -> None:
     if count() > 1 and not dist.is_initialized():
         # Small things, such as whether a signal came, stay on the CPU and wait for no device.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
-        atexit.register(dist.destroy_process_group)
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    gc.collect()  # DDP in a cycle keeps the group's threads, which abort the process if Python ends before them
+    dist.destroy_process_group()
 
 
 def device(name: str) -> torch.device:
@@ -80,8 +86,23 @@ def reseed(seed: int, update: int) -> None:
         torch.manual_seed(int.from_bytes(digest[:7]))
 
 
+def hardware() -> dict[str, Any]:
+    """What a time axis must not mix, beside `provenance.hardware`."""
+    return {"ranks": count()} if count() > 1 else {}
+
+
 def group() -> dist.ProcessGroup | None:
     return dist.group.WORLD if count() > 1 else None
+
+
+@contextmanager
+def first_goes_ahead() -> Iterator[None]:
+    """Rank 0 does what is inside before the others do: what it has downloaded they find."""
+    if not is_first():
+        dist.barrier()
+    yield
+    if is_first() and count() > 1:
+        dist.barrier()
 
 
 def parallel(model: nn.Module) -> nn.Module:
@@ -175,7 +196,8 @@ def in_step() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if count() > 1 and any(sign in str(error) for sign in SIGNS):
-            atexit.unregister(dist.destroy_process_group)  # which would talk to the others
+        if count() > 1 and any(sign in str(error) for sign in GONE):
+            atexit.unregister(_leave)  # which would talk to the others
+            atexit.register(os._exit, 2)
             raise Lost("another process of this run has ended; the same command goes on from its checkpoint") from error
         raise

@@ -71,7 +71,8 @@ class Session:
         self.ledger = Ledger(synchronise)
         build_task = discovery.load("tasks", run.task.name).build
         build_optimizer = discovery.load("optimizers", run.optimizer.name).build
-        self.task = build_task(run.task, seed=run.seed, device=self.device, data=run.data)
+        with ranks.first_goes_ahead():
+            self.task = build_task(run.task, seed=run.seed, device=self.device, data=run.data)
         torch.manual_seed(run.seed)
         self.model = self.task.build_model()
         self.optimizer = build_optimizer(self.model, run.optimizer, task=self.task, seed=run.seed)
@@ -96,7 +97,7 @@ class Session:
             "command": command,
             **provenance.commit(),
             "versions": provenance.versions(),
-            "hardware": provenance.hardware(self.run.device),
+            "hardware": provenance.hardware(self.run.device) | ranks.hardware(),
             "threads": self.run.threads,
             "ranks": ranks.count(),
             "jobs": int(os.environ.get("KFACRNN_JOBS", "1")),

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from kfacrnn import config, discovery, ranks
+from kfacrnn import config, difference, discovery, ranks
 from kfacrnn.data import ptb
 from kfacrnn.errors import UserError
 from kfacrnn.store import RunFolder, Store
@@ -31,6 +31,7 @@ COPY = ["task.hidden=5", "task.slots=3", "task.word_size=3", "task.batch_size=6"
 COPY += ["task.bits=2", "task.min_length=1", "task.min_repeats=1"]  # sequences of several lengths
 KFAC = ["optimizer.statistics_every=2", "optimizer.statistics_fraction=0.5", "optimizer.refresh_every=3"]
 UPDATES = 7
+CHAOTIC = {"soap"}  # which of the eigenvectors of equal eigenvalues it takes is up to rounding
 
 
 # --------------------------------------------------------------------------------------------------------- equivalence
@@ -87,7 +88,7 @@ def test_every_task_and_method_is_the_same_on_two_processes_to_rounding(tiny_ptb
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", discovery.modules("optimizers"))
+@pytest.mark.parametrize("optimizer", sorted({*discovery.modules("optimizers")} - CHAOTIC))
 def test_every_optimizer_is_the_same_on_three_processes_to_rounding(optimizer: str, tiny_ptb: Path) -> None:
     runs = [overrides(task, optimizer, tiny_ptb) for task in discovery.modules("tasks")]
     if optimizer.startswith("kfac"):
@@ -107,6 +108,32 @@ def test_noise_is_different_on_every_process_and_on_the_first_that_of_a_process_
     first, second = together(2, masks)
     assert torch.equal(first, masks())
     assert not torch.equal(first, second)
+
+
+def with_dropout(run: list[str], published: Any) -> list[dict[str, torch.Tensor]]:
+    """Where six updates lead without a stop and, with new sessions, after a stop in the middle."""
+    ptb.PUBLISHED = published
+    undisturbed, stopped = (Session(config.compose(run)) for _ in range(2))
+    found = []
+    for session in (undisturbed, stopped):
+        torch.manual_seed(ranks.rank())  # both were made before either took a step
+        for _ in range(3):
+            session.step()
+        if session is stopped:
+            state = ranks.of_first(session.state_dict())
+            session = Session(config.compose(run))
+            session.load_state_dict(state)
+        for _ in range(3):
+            session.step()
+        found.append(dict(session.model.state_dict()))
+    return found
+
+
+def test_a_run_with_dropout_goes_on_bit_for_bit_with_the_same_number_of_processes(tiny_ptb: Path) -> None:
+    run = [*overrides("ptb_char", "kfac_option1", tiny_ptb), "task.dropout=0.4", "optimizer.inverse_share=0.5"]
+    (undisturbed, stopped), (same, as_well) = together(2, with_dropout, run, ptb.PUBLISHED)
+    for each in (stopped, same, as_well):
+        torch.testing.assert_close(each, undisturbed, rtol=0, atol=0)
 
 
 # ----------------------------------------------------------------------------------------------------- real processes
@@ -165,6 +192,7 @@ def test_a_killed_process_ends_all_with_one_line_and_the_run_goes_on_with_anothe
     assert finish(start(1, command, tmp_path / "one")) == [0]
     sessions = folder.meta()["sessions"]
     assert [session["ranks"] for session in sessions] == [2, 3, 1]
+    assert [session["hardware"].get("ranks") for session in sessions] == [2, 3, None]
     assert sessions[1]["from_update"] % 7 == 0
     assert sessions[2]["from_update"] == stopped_at
     with double_precision():
@@ -230,6 +258,8 @@ def test_how_inverses_are_shared_is_no_part_of_a_runs_identity() -> None:
     whole, half = (config.compose([*LONG, f"optimizer.inverse_share={share}"]) for share in (1, 0.5))
     assert whole.run_id == half.run_id
     assert "inverse_share" not in whole.scientific["optimizer"]
+    assert not re.fullmatch(difference.SCIENCE, "optimizer.inverse_share")  # compare --diff pairs runs with and without
+    assert re.fullmatch(difference.SCIENCE, "optimizer.refresh_delay")
 
 
 def test_every_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

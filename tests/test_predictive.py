@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kfacrnn.predictive import Bernoulli, Categorical
+from kfacrnn.predictive import Bernoulli, Categorical, Part
 
 T, B, V = 3, 4, 5
 
@@ -150,3 +150,13 @@ def test_targets_in_another_layout_are_refused(distribution):
 def test_what_does_not_fit_is_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         Categorical(**{"logits": logits(), **options})
+
+
+@pytest.mark.parametrize("kind", [Categorical, Bernoulli])
+def test_a_sequence_has_the_same_targets_whoever_holds_it(kind: type) -> None:
+    logits = torch.randn(3, 7, 4)
+    together = kind(logits).sample(torch.Generator().manual_seed(1))
+    for first in range(3):
+        generator = torch.Generator().manual_seed(1)
+        part = kind(logits[:, first::3]).sample(generator, Part(7, first, 3))
+        assert torch.equal(part, together[:, first::3])

@@ -2,7 +2,8 @@
 
 Every rank has the parameters, the averages and, of a batch, the sequences numbered rank, rank + ranks, …, in the order
 of `torch.utils.data.DistributedSampler`. KFAC is given the plain model and the user trains it wrapped in DDP, which
-averages the gradients. What else passes between the ranks:
+averages the gradients. Sequences of a pass have the same number of steps, padding included, on all ranks. What passes
+between them, beside gradients:
 
     every statistics pass    what each of them saw, in a few numbers, from which all decide alike; the moments' sums
     every refresh            decomposed sides, within a team (see `kfacrnn.kfac.placement`)
@@ -144,7 +145,7 @@ class Together(Alone):
     def place(self, blocks: Mapping[str, Block]) -> None:
         costs = {name: block.costs for name, block in blocks.items() if block.costs}
         self._placement = placement(costs, self.ranks, self._members)
-        self._device = next(iter(blocks.values())).parameters[0].device
+        self._device = next((block.parameters[0].device for block in blocks.values()), torch.device("cpu"))
 
     def _holds(self, name: str) -> bool:
         """What costs nothing to invert is held by all."""
@@ -238,7 +239,7 @@ class Together(Alone):
         return found
 
     def mean(self, value: Tensor) -> Tensor:
-        total = value.double()
+        total = value.to(torch.float64, copy=True)
         dist.all_reduce(total, group=self._group)
         return total / self.ranks
 
