@@ -44,7 +44,7 @@ def test_a_launcher_of_hydras_leaves_the_same_store(name: str, tuned: tuple[str,
     if name in PLUGINS:
         pytest.importorskip(f"hydra_plugins.{PLUGINS[name]}")
     command = ["sweep", path, "--results", str(tmp_path / "there"), f"hydra/launcher={name}"]
-    assert kfacrnn(command).endswith("4/4 done\nSGD: the winner is on an edge of what was tried: optimizer.lr\n")
+    assert "\n4/4 done\n" in kfacrnn(command)
     assert numbers(tmp_path / "there") == numbers(here)
     shared = {session["jobs"] for folder in Store(tmp_path / "there") for session in folder.meta()["sessions"]}
     assert shared == {1 if name == "basic" else 0}  # 0: not known to have had the machine to itself
