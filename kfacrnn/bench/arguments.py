@@ -14,6 +14,7 @@ examples:
   kfacrnn bench lstm                                  the layers against torch.nn.LSTM
   kfacrnn bench dnc --reference-python ref/bin/python against the package dnc of PyPI, from an environment that has it
   kfacrnn bench scaling                               sizes of model and batch: about an hour, and a picture
+  kfacrnn bench ranks --task ptb_word --precision bf16 --optimizers kfac_option1 task.batch_size=40   on two processes
   kfacrnn bench memory                                bytes of state, and the peak of a process that trains
   kfacrnn bench experiment cost_char                  every line of an experiment, such as a study of settings
 
@@ -54,6 +55,11 @@ def add_to(bench: argparse.ArgumentParser) -> None:
     scaling = kind("scaling", "one size at a time, from the paper's models", language_models)
     scaling.add_argument("--seconds", type=float, default=5.0, help="points with a longer step are skipped (default 5)")
     scaling.add_argument("--gigabytes", type=float, default=12.0, help="points that take more are skipped (default 12)")
+    ranks = kind(
+        "ranks", "one process and two, with the messages between them, and a machine's rates", language_models[:1]
+    )
+    ranks.add_argument("--task", action="append", metavar="TASK", help="default: ptb_char")
+    ranks.set_defaults(threads=1)
     kind("memory", "bytes of an optimiser's state, and the peak of a process", every_task)
     kind("experiment", "every line of an experiment, by SGD on the same model", ())
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 
+from kfacrnn import ranks
 from kfacrnn.bench.cycle import PLAIN, Kind, Rounds, Weights, cost, frequencies, quantile, ratio
 from kfacrnn.clock import Ledger
 from kfacrnn.config import Run
@@ -186,6 +187,7 @@ def interleave(title: str | None, subjects: Mapping[str, Subject], rounds: int |
     seconds = time.monotonic() - began
     short = max(sum(step.wall.values()) for steps in warm.values() for step in steps.values()) < SHORT
     count = rounds or max(FEWEST, min(MOST, int(SECONDS / seconds)))
+    short, count = ranks.of_first((short, count))  # processes that train together take the same steps
     names = list(subjects)
     taken: dict[str, list[dict[Kind, Step]]] = {name: [] for name in names}
     with Progress(title, count) if title else nullcontext() as progress:
