@@ -7,6 +7,7 @@ state but the store's.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ def sweep(
     `ModuleNotFoundError` for a package that an optimiser needs."""
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: must be at least 1")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:  # as kfacrnn.ranks, without its imports
+        raise UserError("sweep: under torchrun there is only kfacrnn train; start a sweep alone")
     hydras_own, own = split_hydra(overrides)
     if hydras_own and jobs > 1:
         raise UserError(f"--jobs {jobs}: Hydra's launchers have a setting of their own for this")

@@ -6,13 +6,13 @@ Rates come from one process, with a whole and with half a batch, and from primit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from kfacrnn.bench import cost_model, sharing
 from kfacrnn.bench.cost_model import COMPUTE, TALK, Link, Machine, Pace
 from kfacrnn.bench.request import BASELINE
 from kfacrnn.bench.sharing import Settings, Sizes
-from kfacrnn.kfac import precision
 
 Row = Mapping[str, Any]
 MILLI = 1e-3
@@ -34,17 +34,16 @@ def sizes_of(row: Row) -> Sizes:
     return Sizes(row["hidden"], row["layers"], row["vocabulary"], row["bptt"], row["batch_size"])
 
 
-def settings_of(row: Row, bf16_products: bool) -> Settings:
-    names = ("statistics_every", "statistics_fraction", "refresh_every", "inverse_share", "max_dense")
-    approximation = row["optimizer"].removeprefix("kfac_")
-    return Settings(approximation, **{name: row[name] for name in names}, bf16_products=bf16_products)
+def settings_of(row: Row) -> Settings:
+    names = (field.name for field in fields(Settings) if field.name != "approximation")
+    return Settings(row["optimizer"].removeprefix("kfac_"), **{name: row[name] for name in names})
 
 
 def machine(rows: Sequence[Row], primitives: Mapping[str, Any], optimizer: str) -> Machine:
     """The rates of one rank with `optimizer`; processes of one machine are joined by the link that was measured."""
     whole, half = _points(rows, BASELINE)
     kfac, kfac_of_half = _points(rows, optimizer)
-    sizes, settings = sizes_of(kfac), settings_of(kfac, multiplies_bf16())
+    sizes, settings = sizes_of(kfac), settings_of(kfac)
     parts = sharing.shared(sizes, settings, 1)
     measured = primitives["link"]
     link = Link(measured["summed_bytes_per_second"], measured["sent_bytes_per_second"], measured["latency_seconds"])
@@ -62,16 +61,10 @@ def machine(rows: Sequence[Row], primitives: Mapping[str, Any], optimizer: str) 
         statistics=_pace([_statistics(row, settings) for row in (kfac, kfac_of_half)]),
         decompose={name: {int(n): seconds for n, seconds in known[name].items()} for name in known},
         assemble=primitives["assemble_seconds_per_weight"],
-        product=MILLI * kfac["split"]["products"] / products,
+        products=Pace(0.0, MILLI * kfac["split"]["products"] / products),
         update_sgd=MILLI * whole["split"]["update"] / sizes.parameters,
         update_kfac=MILLI * kfac["split"]["update"] / sizes.parameters,
     )
-
-
-def multiplies_bf16() -> bool:
-    import torch
-
-    return precision.multiplies_bfloat16(torch.device("cpu"))
 
 
 def checks(rows: Sequence[Row], primitives: Mapping[str, Any]) -> list[Check]:
@@ -82,8 +75,7 @@ def checks(rows: Sequence[Row], primitives: Mapping[str, Any]) -> list[Check]:
     for row in rows:
         sizes = sizes_of(row)
         if row["optimizer"] in machines:
-            settings = settings_of(row, multiplies_bf16())
-            seconds = cost_model.kfac(sizes, settings, row["ranks"], machines[row["optimizer"]])
+            seconds = cost_model.kfac(sizes, settings_of(row), row["ranks"], machines[row["optimizer"]])
         elif row["optimizer"] == BASELINE:
             seconds = cost_model.sgd(sizes, row["ranks"], machines[kfacs[0]])
         else:
@@ -125,5 +117,5 @@ def _pace(points: Sequence[tuple[float, float, float]]) -> Pace:
     """Through both points; proportional to operations where a line through them would have a negative part."""
     (steps, more, longer), (_, fewer, shorter) = points
     operation = (longer - shorter) / (more - fewer) if more > fewer else 0.0
-    step = (longer - operation * more) / steps
-    return Pace(step, operation) if operation > 0 and step >= 0 else Pace(0.0, longer / more)
+    piece = (longer - operation * more) / steps
+    return Pace(piece, operation) if operation > 0 and piece >= 0 else Pace(0.0, longer / more)

@@ -63,9 +63,9 @@ Collective = Callable[[float, int, Link], float]
 
 
 class Pace(NamedTuple):
-    """Seconds of a time-step of a layer, and of an operation."""
+    """Seconds of each piece, a time-step of a layer or a block, and of an operation."""
 
-    step: float
+    piece: float
     operation: float
 
 
@@ -84,7 +84,7 @@ class Machine:
     statistics: Pace
     decompose: Mapping[str, Mapping[int, float]]  # approximation → rows of a side → seconds
     assemble: Mapping[str, float]  # approximation → seconds a weight
-    product: float  # seconds an operation
+    products: Pace
     update_sgd: float  # seconds a parameter
     update_kfac: float
 
@@ -130,7 +130,7 @@ def kfac(sizes: Sizes, settings: Settings, ranks: int, machine: Machine) -> dict
 
 def _training(sizes: Sizes, ranks: int, machine: Machine) -> dict[str, float]:
     pace, tokens = machine.train, sizes.steps * math.ceil(sizes.sequences / ranks)
-    train = pace.step * sizes.steps * sizes.layers + pace.operation * training_operations(sizes, tokens)
+    train = pace.piece * sizes.steps * sizes.layers + pace.operation * training_operations(sizes, tokens)
     first, others = BUCKETS
     size = float(FLOAT * sizes.parameters)
     buckets = [min(size, first)] + [others] * int(max(0.0, size - first) // others)
@@ -162,7 +162,7 @@ def product_operations(sizes: Sizes, team: Sequence[Block]) -> float:
 def _statistics(sizes: Sizes, settings: Settings, parts: Shared, machine: Machine) -> float:
     tokens = sizes.steps * statistics_cases(sizes, settings, parts.ranks)
     pace = machine.statistics
-    return pace.step * sizes.steps * sizes.layers + pace.operation * statistics_operations(sizes, parts, tokens)
+    return pace.piece * sizes.steps * sizes.layers + pace.operation * statistics_operations(sizes, parts, tokens)
 
 
 def _refresh(parts: Shared, machine: Machine) -> float:
@@ -184,7 +184,8 @@ def _sides(parts: Shared, machine: Machine) -> float:
 
 
 def _products(sizes: Sizes, parts: Shared, machine: Machine) -> float:
-    return machine.product * max(product_operations(sizes, team) for team in parts.busy_teams())
+    pace = machine.products
+    return max(pace.piece * len(team) + pace.operation * product_operations(sizes, team) for team in parts.busy_teams())
 
 
 def _directions(parts: Shared, machine: Machine) -> float:

@@ -23,7 +23,7 @@ from kfacrnn.errors import UserError
 
 OPTIMIZERS = ("kfac_option1", "kfac_option2")
 SHARES = (1.0, 0.5)
-ROUNDS = 7
+ROUNDS = 5
 KFACS = ("kfac_indep", "kfac_option1", "kfac_option2")
 SETTINGS = ("statistics_every", "statistics_fraction", "refresh_every", "inverse_share", "max_dense")
 PROCESSES = (
@@ -109,8 +109,11 @@ def launched(count: int, function: Callable[..., Any], *arguments: Any) -> list[
 
 def measured(point: Point, rounds: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """On every process: a row for every run, and the primitives that this number of processes can say."""
+    import torch
+
     from kfacrnn.bench import primitives
     from kfacrnn.bench.subjects import TrainingRun, interleave
+    from kfacrnn.kfac.precision import multiplies_bfloat16
 
     ranks.join(point.sizes["batch_size"], "cpu")
     length = point.sizes["batch_size"] * (point.sizes["bptt"] * BATCHES + 1)
@@ -125,6 +128,8 @@ def measured(point: Point, rounds: int) -> tuple[list[dict[str, Any]], dict[str,
         }
         basics |= {"optimizer": run.optimizer.name, "ranks": point.ranks, **point.sizes}
         basics |= {key: value for key in SETTINGS if (value := getattr(run.optimizer, key, None)) is not None}
+        if run.optimizer.name in KFACS:
+            basics["bf16_products"] = run.optimizer.products == "auto" and multiplies_bfloat16(torch.device("cpu"))
         basics |= {"dtype": run.precision, "threads": run.threads}
         rows.append(basics | records[name].row(records[BASELINE], BASELINE) | volumes(subjects[name]))
     if point.ranks > 1:
