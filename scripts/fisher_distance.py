@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """How far is each approximation from the exact Fisher, and which assumption costs what?
 
-On LSTMs and a DNC so small that their Fisher can be enumerated, before, during and after training. Takes five minutes
+On LSTMs and a DNC so small that their Fisher can be enumerated, before, during and after training. Takes six minutes
 on one thread, and the Penn Treebank (KFACRNN_DATA).
 
-    python scripts/fisher_distance.py                       results/fisher_distance.{csv,md}, …_lags.csv and the figure
+    python scripts/fisher_distance.py                       results/fisher_distance* and the figure
     python scripts/fisher_distance.py --problems sticky --seeds 1 --out /tmp/study
 """
 
@@ -18,15 +18,14 @@ import sys
 from pathlib import Path
 
 import torch
-from fisher_study import picture, report
+from fisher_study import picture, report, training
 from fisher_study.exact import exact_blocks
 from fisher_study.measures import Rows, distances, lags
 from fisher_study.problems import NAMES, Problem, problem
 
 from kfacrnn.errors import UserError
 
-DAMPINGS = (1e-4, 1e-2, 1.0)  # in units of V0's mean eigenvalue
-USUAL = 1e-2  # at every T; the others at the longest alone
+DAMPINGS = (1e-4, 1e-2, 1.0)  # in units of V0's mean eigenvalue; at a shorter T only the usual one
 FIGURES = Path("results/figures")
 
 
@@ -42,10 +41,10 @@ def measure(studied: Problem, name: str, seed: int, batches: int) -> tuple[Rows,
             setting = {"problem": name, "stage": stage, "updates": updates, "seed": seed}
             setting |= {"T": steps, "nats": nats.get(steps, nats[max(nats)]), "block": block.name}
             longest = steps == max(studied.lengths)
-            for damping in DAMPINGS if longest else (USUAL,):
+            for damping in DAMPINGS if longest else (report.USUAL,):
                 rows += [setting | row for row in distances(block, damping)]
             if longest:
-                lag_rows += [setting | row for row in lags(block, USUAL)]
+                lag_rows += [setting | row for row in lags(block, report.USUAL)]
     return rows, lag_rows
 
 
@@ -77,6 +76,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--problems", nargs="+", default=[*NAMES], choices=NAMES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--batches", type=int, default=4, help="of 64 sequences, that x runs over (default: 4)")
+    parser.add_argument(
+        "--training-seeds", type=int, default=6, help="of K-FAC at equal settings (default: 6; 0: none)"
+    )
     parser.add_argument("--out", type=Path, help="folder of all files (default: results and results/figures)")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -91,10 +93,12 @@ def main(argv: list[str]) -> None:
         path.mkdir(parents=True, exist_ok=True)
     rows = write(folder / "fisher_distance.csv", rows)
     lag_rows = write(folder / "fisher_distance_lags.csv", lag_rows)
+    runs = training.compare(arguments.training_seeds)
+    runs = write(folder / "fisher_distance_training.csv", runs) if runs else []
     command = " ".join(["python scripts/fisher_distance.py", *argv])
-    lines = report.lines(rows, lag_rows, command, whole=not argv)
+    lines = report.lines(rows, lag_rows, runs, command, whole=not argv)
     (folder / "fisher_distance.md").write_text("\n".join(lines), encoding="utf-8")
-    for suffix, content in picture.draw(rows, USUAL).items():
+    for suffix, content in picture.draw(rows).items():
         (figures / f"fisher_distance.{suffix}").write_bytes(content)
 
 

@@ -36,9 +36,9 @@ def _loaded(name: str, path: Path, **package: Any) -> ModuleType:
 _PARTS = ROOT / "scripts" / "fisher_study"
 _loaded("fisher_study", _PARTS / "__init__.py", submodule_search_locations=[str(_PARTS)])
 study = _loaded("fisher_distance", ROOT / "scripts" / "fisher_distance.py")
-problems, exact, approximations, measures, report = (
+problems, exact, approximations, measures, report, training = (
     importlib.import_module(f"fisher_study.{part}")
-    for part in ("problems", "exact", "approximations", "measures", "report")
+    for part in ("problems", "exact", "approximations", "measures", "report", "training")
 )
 
 
@@ -340,7 +340,7 @@ def test_the_script_writes_what_its_command_says_and_reads_nothing_into_other_se
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     monkeypatch.setattr(problems.Language, "lengths", (3, 6))
     monkeypatch.setattr(problems.Language, "train", lambda self, updates: None)
-    argv = ["--problems", "sticky", "--seeds", "7", "--batches", "2", "--out", str(tmp_path)]
+    argv = ["--problems", "sticky", "--seeds", "7", "--batches", "2", "--training-seeds", "0", "--out", str(tmp_path)]
     study.main(argv)
     text = (tmp_path / "fisher_distance.md").read_text()
     assert "`python scripts/fisher_distance.py " + " ".join(argv) in text
@@ -354,11 +354,9 @@ def test_the_script_writes_what_its_command_says_and_reads_nothing_into_other_se
 
 
 def test_the_committed_tables_are_those_of_the_committed_numbers() -> None:
-    rows, lag_rows = (study.read(ROOT / "results" / f"fisher_distance{part}.csv") for part in ("", "_lags"))
-    lines = [*report.lines(rows, lag_rows, "python scripts/fisher_distance.py", whole=True)]
-    of_this_study = lines[
-        : lines.index("## Does the better approximation train better?")
-    ]  # the rest is of others' runs
+    parts = [study.read(ROOT / "results" / f"fisher_distance{part}.csv") for part in ("", "_lags", "_training")]
+    lines = [*report.lines(*parts, "python scripts/fisher_distance.py", whole=True)]
+    of_this_study = lines[: lines.index("## Stored runs")]
     assert (ROOT / "results" / "fisher_distance.md").read_text().startswith("\n".join(of_this_study))
 
 
@@ -481,10 +479,17 @@ def test_the_reading_of_the_training_is_true_of_the_stored_curves() -> None:
         lines = ("K-FAC indep", "K-FAC option 1", "K-FAC option 2")
         return [tuple(float(chosen[line][key]) for key in report.BAND) for line in lines]
 
+    runs = study.read(ROOT / "results" / "fisher_distance_training.csv")
+    for settings in training.SETTINGS:
+        here = [run for run in runs if (run["settings"], run["update"]) == (settings, 100)]
+        indep, *options = ([run["nats"] for run in here if run["approximation"] == x] for x in training.APPROXIMATIONS)
+        assert round(statistics.median(indep), 1) in (30.3, 30.5)
+        for option in options:
+            assert 24.35 < statistics.median(option) < 26.55
+            assert sum(a < b for a, b in zip(option, indep, strict=True)) in (5, 6)
     for experiment in ("dnc_defaults", "figure3"):
         indep, *options = at(experiment, 100)
         assert all(option[0] < indep[0] for option in options)
-        assert [option[2] < indep[1] for option in options] == [experiment == "dnc_defaults", True]
         indep, *options = at(experiment, 300)
         assert all(option[0] > indep[0] for option in options)
         assert max(option[2] for option in (indep, *options)) < 1
@@ -505,3 +510,12 @@ def test_the_readme_has_the_committed_numbers(committed: Committed) -> None:
             for x in ("indep", "option1", "option1_abs", "option2", "independent")
         ]
         assert f"| {label} | " + " | ".join(cells) + " |" in page
+
+
+def test_every_approximation_is_trained_on_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "UPDATES", (1,))
+    monkeypatch.setattr(
+        training.repeat_copy.RepeatCopy, "evaluate", lambda task, model, split: task.generator.get_state().sum().item()
+    )
+    stands = [list(training.train(x, training.SETTINGS["of indep"], 3)) for x in training.APPROXIMATIONS]
+    assert stands[0] == stands[1] == stands[2]

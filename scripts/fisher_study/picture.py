@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from fisher_study.measures import Rows
-from fisher_study.report import STAGES
+from fisher_study.report import STAGES, USUAL
 from kfacrnn.drawing import colour, house_style, saved
 
 TITLES = {
@@ -31,7 +31,7 @@ LABELS = (*(rf"$\|\hat{{F}} - F\|\,/\,\|F\|${stage}" for stage in ("", ", after"
 SUFFIXES = ("png", "svg")
 
 
-def draw(rows: Rows, damping: float) -> dict[str, bytes]:
+def draw(rows: Rows) -> dict[str, bytes]:
     """The files' contents by suffix."""
     from matplotlib.figure import Figure
 
@@ -42,7 +42,7 @@ def draw(rows: Rows, damping: float) -> dict[str, bytes]:
         for column, name in zip(axes.T, problems, strict=True):
             here = [row for row in rows if row["problem"] == name]
             here = [row for row in here if row["T"] == max(r["T"] for r in here)]
-            usual = [row for row in here if row["damping"] == damping]
+            usual = [row for row in here if row["damping"] == USUAL]
             after = [row for row in here if row["stage"] == "after"]
             column[0].set_title(TITLES[name], fontsize=9)
             _lines(column[0], usual, "stage", list(STAGES), "frobenius")
