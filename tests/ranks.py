@@ -43,7 +43,7 @@ def together(ranks: int, function: Callable[..., Any], *arguments: Any) -> list[
 
 def _answer(end: Connection) -> tuple[Any, str]:
     assert end.poll(SECONDS), "a rank does not answer"
-    return torch.load(io.BytesIO(end.recv_bytes()), weights_only=False)
+    return torch.load(io.BytesIO(end.recv_bytes()), weights_only=True)
 
 
 def _rank(rank: int, ranks: int, store: Path, end: Connection, function: Callable[..., Any], arguments: Any) -> None:

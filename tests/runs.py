@@ -25,10 +25,12 @@ def stored(results: Path, nats: Sequence[float], *overrides: str, **more: Any) -
     return planned.folder
 
 
+def curve(folder: RunFolder) -> list[dict[str, str]]:
+    """A run's rows without what a clock or a meter says."""
+    return [{key: value for key, value in row.items() if key not in CLOCKS} for row in folder.rows()]
+
+
 def numbers(results: Path) -> dict[str, list[dict[str, str]]]:
-    """Every run's rows without what a clock or a meter says."""
-    found = {}
-    for folder in Store(results):
-        assert folder.state() == "done"
-        found[folder.run_id] = [{k: v for k, v in row.items() if k not in CLOCKS} for row in folder.rows()]
-    return found
+    """The curve of every run, all of which must be done."""
+    assert {folder.state() for folder in Store(results)} == {"done"}
+    return {folder.run_id: curve(folder) for folder in Store(results)}

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from kfacrnn import config, discovery
 from kfacrnn.config import Run
-from kfacrnn.store import RunFolder
 from kfacrnn.train import Session, train
+from tests.runs import curve
 
 TASKS = discovery.modules("tasks")
 OPTIMIZERS = discovery.modules("optimizers")
@@ -26,7 +26,6 @@ PAIRS = [("repeat_copy", name) for name in OPTIMIZERS] + [(name, "sgd") for name
 
 SMALL = {"hidden": 6, "batch_size": 4, "bptt": 5, "eval_batch_size": 2, "slots": 4, "word_size": 3}
 SMALL |= {"eval_sequences": 5}
-CLOCKS = {"time_train_s", "time_eval_s", "time_wall_s", "cpu_s", "updates_per_s", "memory_mb"}
 UPDATES, CHECKPOINT, KILLED = 4, 2, 3
 
 each_task = pytest.mark.parametrize("name", TASKS)
@@ -180,10 +179,6 @@ def killed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(Session, "step", step_or_die)
         with pytest.raises(Killed):
             train(run, "test")
-
-
-def curve(folder: RunFolder) -> list[dict[str, str]]:
-    return [{key: value for key, value in row.items() if key not in CLOCKS} for row in folder.rows()]
 
 
 @each_optimizer

@@ -23,18 +23,14 @@ from kfacrnn.errors import UserError
 from kfacrnn.store import RunFolder, Store
 from kfacrnn.train import Session, train
 from tests import processes
+from tests.runs import curve
 from tests.synthetic import TINY
 
-CLOCKS = {"time_train_s", "time_eval_s", "time_wall_s", "cpu_s", "updates_per_s", "memory_mb"}
 LONG = ["budget.updates=200", "budget.log_every=3", "budget.eval_every=40", "budget.checkpoint_every=7"]
 
 
 def tiny(results: Path, *overrides: str) -> config.Run:
     return config.compose([*TINY, f"results={results}", *overrides])
-
-
-def curve(folder: RunFolder) -> list[dict[str, str]]:
-    return [{key: value for key, value in row.items() if key not in CLOCKS} for row in folder.rows()]
 
 
 def final(folder: RunFolder) -> dict[str, torch.Tensor]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from kfacrnn import signals
 from kfacrnn.errors import UserError
 from kfacrnn.launchers.pending import Pending, ending, title
 from kfacrnn.overrides import override
@@ -23,7 +22,12 @@ POLL = 0.2  # seconds
 
 def run(plan: Plan, pending: Pending, jobs: int) -> bool:
     """Returns when nothing is left to start, or when all processes have ended after a signal. Whether there was one."""
-    with _signals() as received, Progress(plan.experiment.name, plan.updates()[1], plan.updates()[0]) as progress:
+    received: list[int] = []  # for the processes, too: every one is passed on
+    made, total = plan.updates()
+    with (
+        signals.handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), lambda number, _: received.append(number)),
+        Progress(plan.experiment.name, total, made) as progress,
+    ):
         Launcher(plan, pending, jobs).run(received, progress)
     return bool(received)
 
@@ -99,19 +103,6 @@ class Launcher:
             code = child.process.returncode
             print(_ending(child.planned, code if not stopping else 0), flush=True)
         return bool(ended)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects what asks the sweep to stop, for the launcher to pass on."""
-    received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _log(planned: PlannedRun) -> Path:
