@@ -14,7 +14,7 @@ bounds the size of a step, whatever λ; where most steps are "at the bound", it 
 import sys
 
 import torch
-from own_lstm import bits, fresh_model, train_kfac
+from own_lstm import bits, draw, fresh_model, train_kfac
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -53,31 +53,17 @@ def main() -> None:
     for damping in DAMPINGS:
         watch = Watch()
         losses, _ = train_kfac(fresh_model(), "option1", watch, damping=damping)
-        curves[f"{damping:g}"] = losses
+        curves[f"damping {damping:g}"] = losses
         share = f"{100 * watch.at_the_bound / watch.steps:.0f} %"
         print(f"{damping:7g}  {bits(losses):5.2f}  {share:>19}  {watch.condition:16.1e}  {watch.psi:11.2f}")
 
     losses, optimizer = train_kfac(
         fresh_model(), "option1", adapt, damping=1e-2, adaptive_damping=LevenbergMarquardt(every=5)
     )
-    curves["adaptive, from 0.01"] = losses
+    curves["adaptive damping, from 0.01"] = losses
     print(f"adaptive: {bits(losses):.2f} bits, damping 0.01 → {optimizer.damping:.2g}")
     if len(sys.argv) > 1:
         draw(curves, sys.argv[1])
-
-
-def draw(curves: dict[str, list[float]], path: str) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
-    for name, losses in curves.items():
-        axes.plot(losses, label=f"damping {name}", linestyle="--" if "adaptive" in name else "-")
-    axes.set(xlabel="updates", ylabel="nats per character", ylim=(0.5, 6))
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def draw(curves: dict[str, list[float]], path: str) -> None:
 
     figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
     for name, losses in curves.items():
-        axes.plot([loss / math.log(2) for loss in losses], label=name, linewidth=2 if "K-FAC" in name else 1)
+        axes.plot([loss / math.log(2) for loss in losses], label=name)
     axes.set(xlabel="updates", ylabel="bits per character", ylim=(0.8, 6))
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
