@@ -59,7 +59,6 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         (1, 5, {STATISTICS: 4 / 5, BOTH: 1 / 5}),
         (1, 1, {BOTH: 1}),
         (5, 3, {PLAIN: 4 / 5, BOTH: 1 / 5}),  # no refresh without new statistics
-        # Refreshes after 0, 4, 8, 14, 20, 26, 32, …; statistics after every multiple of 4
         (4, 6, {PLAIN: 8 / 12, STATISTICS: 2 / 12, REFRESH: 1 / 12, BOTH: 1 / 12}),
     ],
 )
@@ -189,8 +188,8 @@ def test_every_moment_belongs_to_the_innermost_part(monkeypatch: pytest.MonkeyPa
     ("optimizer", "settings", "kinds"),
     [
         ("sgd", [], [PLAIN] * 7),
-        # Statistics before every second update; refreshes before 0, 2, 4, 7
-        ("kfac_option1", KFAC_SETTINGS, [PLAIN, BOTH, PLAIN, BOTH, PLAIN, STATISTICS, REFRESH]),
+        # Both before updates 0 to 8, then statistics before every second and refreshes before every third
+        ("kfac_option1", KFAC_SETTINGS, [BOTH] * 8 + [PLAIN, BOTH, PLAIN, BOTH, PLAIN, STATISTICS, REFRESH]),
     ],
     ids=["sgd", "kfac_option1"],
 )

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kfacrnn.kfac.cadence import is_due
 from kfacrnn.kfac.inverses import Inverses
 
 SAMPLES = 2000
@@ -48,14 +49,14 @@ Rounds = Sequence[Mapping[Kind, float]]
 
 
 def frequencies(statistics_every: int, refresh_every: int) -> dict[Kind, float]:
-    """How often each kind comes once the refreshes, more frequent at first, have settled. Sums to 1."""
+    """How often each kind comes once statistics and refreshes, more frequent at first, have settled. Sums to 1."""
     inverses = Inverses({}, refresh_every, 0)  # the schedule alone: it has no block to invert
-    interval = max(statistics_every, refresh_every)
-    settled, cycle = 8 * interval, math.lcm(statistics_every, interval)
+    cycle = math.lcm(statistics_every, max(statistics_every, refresh_every))
+    settled = 8 * cycle
     counts: Counter[Kind] = Counter()
     newest, refreshed = -1, -1
     for update in range(settled + cycle):
-        statistics = update % statistics_every == 0
+        statistics = is_due(update, newest, statistics_every)
         newest = update if statistics else newest
         inverses.advance(update, newest, 1.0)
         refresh, refreshed = inverses.made_from != refreshed, inverses.made_from

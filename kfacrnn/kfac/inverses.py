@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from kfacrnn.kfac.blocks import Block, plain
+from kfacrnn.kfac.cadence import is_due
 from kfacrnn.kfac.distribution import Alone
 from kfacrnn.kfac.maths import DecompositionError
 
@@ -36,7 +37,7 @@ class _Pending:
 
 
 class Inverses:
-    """Refreshes the blocks' inverses every `every` updates, sooner while there have been few: after 0, 1, 2, 4, …
+    """Refreshes the blocks' inverses every `every` updates, more often at first: see `cadence.is_due`.
 
     `delay` 0 is synchronous. A decomposition that fails leaves the last good inverse in place and is counted; the very
     first one has none to fall back on and raises.
@@ -58,9 +59,8 @@ class Inverses:
         """Called before step `update`: swaps in what is due; starts a refresh if one is due and anything is new."""
         if self._pending is not None and update >= self._pending.due:
             self._swap_in()
-        interval = min(self._every, max(1, self._started))
-        is_due = self._started < 0 or (update - self._started >= interval and newest_statistics > self._started)
-        if not is_due or self._pending is not None:
+        is_new = newest_statistics > self._started
+        if not is_new or not is_due(update, self._started, self._every) or self._pending is not None:
             return
         inversions = {name: block.inversion(damping) for name, block in self._blocks.items()}
         work = self._distribution.work(inversions)

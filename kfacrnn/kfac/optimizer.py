@@ -1,7 +1,7 @@
 """K-FAC for recurrent networks as a `torch.optim.Optimizer`.
 
     every k updates    statistics    forward on some sequences, sampled targets, backward to the pre-activations
-    every r updates    inverses      A0, A1, G0, G1 → F⁻¹ by eqn 6, 8 or 9
+    every r updates    inverses      A0, A1, G0, G1 → F⁻¹ by eqn 6, 8 or 9; both more often at first
     every update       direction     Δ = N·F⁻¹∇h
                        step size     η = s·min(lr, √(kl_clip / Δᵀ∇h)), s the factor of the learning-rate schedule
                        momentum      v ← μv − ηΔ,  θ ← θ + v
@@ -27,6 +27,7 @@ from torch.distributed import ProcessGroup
 
 from kfacrnn.kfac.arguments import check, check_dtypes
 from kfacrnn.kfac.blocks import Curvature
+from kfacrnn.kfac.cadence import is_due
 from kfacrnn.kfac.coverage import Coverage, Row
 from kfacrnn.kfac.distribution import distribution
 from kfacrnn.kfac.estimator import Estimator
@@ -49,10 +50,10 @@ class KFAC(torch.optim.Optimizer):
     momentum        μ, on the preconditioned updates
     weight_decay    decoupled, multiplied by the step size taken
     statistics_every, statistics_fraction, statistics_decay
-                    k updates between statistics passes; share of the sequences in a pass, see `statistics_cases`;
-                    decay of the averages per pass
+                    k updates between statistics passes, fewer at first, see `cadence.is_due`; share of the sequences in
+                    a pass, see `statistics_cases`; decay of the averages per pass
     refresh_every, refresh_delay
-                    r updates between inverses; 0: computed at once, d: in the background, in use d updates later
+                    r updates between inverses, fewer at first; 0: computed at once, d: in the background, in use d updates later
     fisher          "sampled": targets drawn from the model; "empirical": those of the data, which `forward` returns too
     fallback        None: parameters outside every block are an error; "gradient": they follow the plain gradient
     adaptive_damping
@@ -165,7 +166,7 @@ class KFAC(torch.optim.Optimizer):
     @property
     def statistics_due(self) -> bool:
         """Whether `update_statistics` should be called before the next step."""
-        return self._newest_statistics < self._updates and self._updates % self._statistics_every == 0
+        return is_due(self._updates, self._newest_statistics, self._statistics_every)
 
     def statistics_cases(self, cases: int) -> slice:
         """The next `statistics_fraction` of a batch's `cases` sequences, in rotation over the passes. Where it leaves a

@@ -182,12 +182,12 @@ def test_every_step_is_that_of_the_recipe_on_dense_matrices(approximation, layer
         refresh_every=3, refresh_delay=delay,
     )  # fmt: skip
     scheduler = ExponentialLR(optimizer, Dense.schedule)
-    # Statistics come at 0, 2, 4, 6, 8; a refresh at 0, as soon as there is news, and then every 3 updates.
-    refreshes, made = {0: 0, 2: 2, 4: 4, 7: 7}, {}
+    # Both come before every update at first, and settle at every second and every third.
+    statistics, refreshes, made = {*range(9), 10, 12, 14}, {*range(9), 10, 12, 15}, {}
     in_use_from = {update if update == 0 else update + delay: update for update in refreshes}
-    for update in range(9):
+    for update in range(17):
         x, y, sampled = tokens(2 * update), tokens(2 * update + 1), tokens(100 + update)
-        if update % 2 == 0:
+        if update in statistics:
             reference.observe(x, sampled)
         if update in refreshes:
             made[update] = reference.average()
@@ -197,7 +197,7 @@ def test_every_step_is_that_of_the_recipe_on_dense_matrices(approximation, layer
         train(model, optimizer, [update], sampled=lambda update: tokens(100 + update))
         scheduler.step()
         torch.testing.assert_close(parameters(model), parameters(reference.model), rtol=1e-8, atol=1e-9)
-    assert 0 < reference.bounded < 9  # the KL bound acted, and so did the learning rate
+    assert 0 < reference.bounded < 17  # the KL bound acted, and so did the learning rate
 
 
 @pytest.mark.gpu
@@ -516,14 +516,25 @@ def test_the_first_step_needs_statistics():
         optimizer.step()
 
 
-def test_statistics_are_due_every_k_updates_until_they_are_taken():
+def test_statistics_are_due_at_nearly_every_update_at_first_and_later_every_k():
     model = language_model()
-    optimizer, due = KFAC(model, loss_scale=T, statistics_every=3), []
-    for update in range(7):
-        due.append(optimizer.statistics_due)
+    optimizer, due = KFAC(model, loss_scale=T, statistics_every=6), []
+    for update in range(38):
+        if optimizer.statistics_due:
+            due.append(update)
         train(model, optimizer, [update])
         assert optimizer.stats()["skipped_updates"] == 0
-    assert due == [True, False, False, True, False, False, True]
+    assert due == [*range(9), 10, 12, 15, 18, 22, 24, 30, 36]
+
+
+def test_statistics_stay_due_until_they_are_taken():
+    model = language_model()
+    optimizer = KFAC(model, loss_scale=T)
+    assert optimizer.statistics_due
+    assert optimizer.statistics_due
+    train(model, optimizer, [0])
+    optimizer.update_statistics(lambda: Categorical(logits=model(tokens(1))))
+    assert not optimizer.statistics_due
 
 
 def test_statistics_rotate_over_the_sequences_of_a_batch():
@@ -835,10 +846,10 @@ def test_a_dnc_is_trained_with_nothing_left_out(approximation):
 def test_the_stats_say_how_the_last_step_was_made():
     model = language_model()
     optimizer = KFAC(model, "option1", loss_scale=T, lr=1e9, kl_clip=0.04, refresh_every=4, statistics_every=1)
-    train(model, optimizer, range(11))  # refreshes at 0, 1, 2, 4, 8
+    train(model, optimizer, range(12))  # the newest refresh before update 10
     stats = optimizer.stats()
     assert stats["predicted_kl"] == pytest.approx(0.02)
-    assert stats["staleness"] == 2
+    assert stats["staleness"] == 1
     assert -1 <= stats["psi_min"] < 0 < stats["psi_max"] <= 1 + 1e-4
     assert stats["condition_A"] > 1
     assert stats["condition_G"] > 1
