@@ -128,7 +128,7 @@ def _cost(finished: Sequence[PlannedRun], benches: Path) -> Cost | None:
 
 def _curve(planned: PlannedRun, metric: str, name: str) -> Curve:
     split = metric.split("/", 1)[0]
-    rows = [row for row in planned.folder.rows() if row[f"{split}/nats"]]
+    rows = [row for row in planned.rows() if row[f"{split}/nats"]]
     nats = tuple(float(row[f"{split}/nats"]) for row in rows)
     if metric.endswith("/metric"):
         check_conversion(name, zip(nats, (float(row[metric]) for row in rows), strict=True))

@@ -49,7 +49,7 @@ def _runs(store: Store) -> str:
 
 
 def _run(folder: RunFolder) -> tuple[str | None, ...]:
-    status, rows = folder.status(), folder.rows()
+    status, last = folder.status(), folder.last_row()
     heartbeat = status.get("heartbeat")
     return (
         folder.path.parts[-3],
@@ -57,6 +57,6 @@ def _run(folder: RunFolder) -> tuple[str | None, ...]:
         folder.run_id,
         folder.state(),
         f"{status['update']}/{status['updates']}" if status else None,
-        f"{float(rows[-1]['train/metric']):.4g}" if rows else None,
+        f"{float(last['train/metric']):.4g}" if last else None,
         datetime.fromtimestamp(heartbeat).strftime("%Y-%m-%d %H:%M") if heartbeat else None,
     )

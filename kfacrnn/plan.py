@@ -39,12 +39,20 @@ class PlannedRun:
         """Updates made, as of the last heartbeat; all of them for a finished run."""
         return self.run.budget.updates if self.finished else self.folder.status().get("update", 0)
 
+    def rows(self) -> list[dict[str, str]]:
+        """Those of its folder. Raises `UserError` for a run that is done and lacks some: what is chosen or drawn by
+        half a curve would be wrong without a word."""
+        if self.folder.is_cut():
+            what = f"metrics.csv lacks rows before update {self.folder.status()['update']}"
+            raise UserError(f"run {self.run.run_id}: {what}; delete {self.folder.path} to have it made again")
+        return self.folder.rows()
+
     def score(self, select: Select) -> float:
         """What selection compares (nats): lower is better, infinite for a diverged run or one without the metric."""
         if self.folder.status()["state"] == "diverged":
             return math.inf
         first = self.run.budget.updates - select.last
-        rows = [row for row in self.folder.rows() if int(row["update"]) > first and row[select.metric]]
+        rows = [row for row in self.rows() if int(row["update"]) > first and row[select.metric]]
         return statistics.fmean(float(row[select.metric]) for row in rows) if rows else math.inf
 
 
@@ -185,9 +193,9 @@ class Plan:
         left: list[tuple[PlannedRun, int]] = [(stand_in, stand_in.run.budget.updates) for stand_in in self.unknown()]
         for planned in self.known():
             left.append((planned, planned.run.budget.updates - planned.update))
-            rows = planned.folder.rows()
-            if rows:
-                measured[planned.point.line].append(float(rows[-1]["time_wall_s"]) / int(rows[-1]["update"]))
+            last = planned.folder.last_row()
+            if last:
+                measured[planned.point.line].append(float(last["time_wall_s"]) / int(last["update"]))
         rates = {line: statistics.fmean(own) for line, own in measured.items() if own}
         for planned, _ in left:
             if planned.point.line not in rates:

@@ -186,7 +186,7 @@ class Onlooker(RunFolder):
     def _nothing(self, *_: Any, **__: Any) -> None:
         pass
 
-    describe = end_session = truncate = append = set_status = _nothing
+    describe = truncate = append = set_status = _nothing
     save_checkpoint = load_checkpoint = save_model = drop_checkpoints = _nothing
 
 

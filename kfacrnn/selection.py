@@ -89,6 +89,7 @@ def select(
     conditions = [Condition.parse(text) for text in where]
     opened = [open_source(name, results=results, refresh=refresh, offline=offline) for name in dict.fromkeys(names)]
     found = {source.name: [run_of(source, folder) for folder in source.store] for source in opened}
+    copies = {source.name for source in opened if source.copied}  # of which it is said what W&B has not
     every = [run for runs in found.values() for run in runs]
     said = [f"{source.name}: {note}" for source in opened for note in source.notes]
     if not every:
@@ -102,13 +103,17 @@ def select(
         ready = matched
         if not any("state" in keys[condition] for condition in conditions):
             ready = [run for run in matched if run.state in FINISHED]
-        kept = [run for run in ready if each_source or run.run_id not in taken]
+        whole = [run for run in ready if name in copies or not run.folder.is_cut()]
+        kept = [run for run in whole if each_source or run.run_id not in taken]
         taken |= {run.run_id: run for run in kept}
         said.append(f"{name}: {len(runs)} runs, {len(matched)} match, {len(kept)} used")
         for state in dict.fromkeys(run.state for run in matched if run not in ready):
             of_state = [run for run in matched if run.state == state]
             said.append(f"{name}: skipped {named(of_state)}: {state}; --where state=… takes them")
-        doubles = [run for run in ready if run not in kept]
+        cut = [run for run in ready if run not in whole]
+        if cut:
+            said.append(f"{name}: skipped {named(cut)}: metrics.csv lacks rows; delete the folder to make it again")
+        doubles = [run for run in whole if run not in kept]
         if doubles:
             others = sorted({taken[run.run_id].source for run in doubles})
             said.append(f"{name}: skipped {named(doubles)}: already from {', '.join(others)}")
@@ -162,9 +167,12 @@ def read_config(folder: RunFolder) -> dict[str, Any]:
 
     path = folder.path / "config.yaml"
     try:
-        return yaml.load(path.read_text(), _loader()) or {}
-    except (OSError, yaml.YAMLError) as error:
+        config = yaml.load(path.read_text(), _loader()) or {}
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: holds no settings")
+    return config
 
 
 @functools.cache

@@ -84,8 +84,8 @@ def _line(plan: Plan, line: str) -> tuple[Any, ...]:
     tuning = f"{sum(trial.finished for trial in trials)}/{plan.trial_count(line)}" if trials else None
     if plan.tuning[described.tuned_as] and described.tuned_as != line:
         tuning = f"as {described.tuned_as}"
-    rows = [run.folder.rows() for run in confirmation]
-    last = [float(run[-1]["train/metric"]) for run in rows if run]
+    rows = [run.folder.last_row() for run in confirmation]
+    last = [float(row["train/metric"]) for row in rows if row]
     return (
         line,
         tuning,

@@ -8,7 +8,8 @@
         checkpoint.pt   everything needed to continue as if never stopped; checkpoint.old.pt is the one before
         model.pt        final parameters
 
-What is replaced is replaced atomically, what grows is flushed line by line, and one process at a time may write.
+What is replaced is replaced atomically, what grows is flushed line by line, and one process at a time may write. What
+somebody else has cut, deleted or filled with garbage is noticed, said, and never taken for a result.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import io
 import json
 import os
 import socket
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,16 @@ COLUMNS = (
     "train/nats", "train/metric", "valid/nats", "valid/metric",
     "lr", "step_size", "grad_norm", "damping", "staleness", "updates_per_s", "memory_mb",
 )  # fmt: skip
+TAIL = 4096  # bytes; several rows
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """What the file system refuses becomes one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -56,11 +68,30 @@ def write_json(path: Path, content: Any) -> None:
     write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
+def _unpacked(content: bytes) -> dict[str, Any] | None:
+    """The state in a checkpoint; None where it is not what was written. Nothing in it is ever run: `weights_only`."""
+    import torch
+
+    if hashlib.sha256(content[32:]).digest() != content[:32]:
+        return None
+    try:
+        state = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+    except Exception:  # a file that was made up, with a sum to match: torch's errors have no common ancestor but this
+        return None
+    return state if isinstance(state, dict) and isinstance(state.get("update"), int) else None
+
+
+def _is_row(cells: Sequence[str]) -> bool:
+    return len(cells) == len(COLUMNS) and cells[0].isascii() and cells[0].isdigit()
+
+
 class RunFolder:
     """The files of one run."""
 
     def __init__(self, path: Path):
         self.path = path
+        self._rows: int | None = None  # in metrics.csv, and its size in bytes: known to who writes it
+        self._size = 0
 
     @property
     def run_id(self) -> str:
@@ -82,8 +113,9 @@ class RunFolder:
                 f"cannot write results={self.path}: {error.strerror}; choose another with results=DIR"
             ) from error
         try:
-            for leftover in self.path.glob("*.tmp"):
-                leftover.unlink()
+            with _explained(self.path):
+                for leftover in self.path.glob("*.tmp"):
+                    leftover.unlink()
             yield
         finally:
             lock.release()
@@ -103,16 +135,20 @@ class RunFolder:
             return True
 
     def status(self) -> dict[str, Any]:
-        return self._read_json("status.json")
+        """status.json; nothing where it is not there, or not whole."""
+        status = self._read_json("status.json")
+        counts = all(isinstance(status.get(key), int) for key in ("update", "updates"))
+        return status if counts and status.get("state") in STATES else {}
 
     def meta(self) -> dict[str, Any]:
         return self._read_json("meta.json")
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
-            return json.loads((self.path / name).read_text())
-        except (OSError, json.JSONDecodeError):
+            content = json.loads((self.path / name).read_text())
+        except (OSError, ValueError):  # of JSON, and of UTF-8
             return {}
+        return content if isinstance(content, dict) else {}
 
     def set_status(self, state: str, *, update: int, updates: int, reason: str = "") -> None:
         assert state in STATES
@@ -122,70 +158,105 @@ class RunFolder:
         )
 
     def describe(self, config: str, meta: dict[str, Any]) -> None:
-        """Writes config.yaml and, at the start of a session, meta.json."""
+        """Writes config.yaml and meta.json: as a session starts and, lest they were lost meanwhile, as it ends."""
         write_atomic(self.path / "config.yaml", config.encode())
         write_json(self.path / "meta.json", meta)
 
-    def end_session(self, end: str, ledger: dict[str, Any]) -> None:
-        meta = self.meta()
-        meta["sessions"][-1]["end"] = end
-        write_json(self.path / "meta.json", {**meta, "ledger": ledger})
-
     def append(self, row: dict[str, Any]) -> None:
-        """Adds one row to metrics.csv; floats are written so that they read back exactly."""
+        """Adds one row to metrics.csv; floats are written so that they read back exactly. Raises `UserError` if
+        somebody else has changed the file since this process wrote it."""
         line = io.StringIO()
         writer = csv.writer(line, lineterminator="\n")
         path = self.path / "metrics.csv"
-        if not path.exists():
-            writer.writerow(COLUMNS)
-        writer.writerow(["" if row.get(name) is None else row[name] for name in COLUMNS])
-        try:
+        with _explained(path):
+            size = path.stat().st_size if path.exists() else 0
+            if self._rows is not None and size != self._size:
+                raise UserError(f"{path} was changed by somebody else; the same command continues the run")
+            if not size:
+                writer.writerow(COLUMNS)
+            writer.writerow(["" if row.get(name) is None else row[name] for name in COLUMNS])
             with path.open("a", newline="") as file:
                 file.write(line.getvalue())
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from error
+                file.flush()
+                self._size = os.fstat(file.fileno()).st_size
+        self._rows = None if self._rows is None else self._rows + 1
+
+    def _lines(self) -> Iterator[tuple[int, str]]:
+        """The complete rows of metrics.csv as they are written there, each with its update."""
+        try:
+            file = (self.path / "metrics.csv").open(errors="replace", newline="\n")
+        except OSError:
+            return
+        with file:
+            for line in file:
+                cells = line.split(",")
+                if line.endswith("\n") and _is_row(cells):
+                    yield int(cells[0]), line
 
     def rows(self) -> list[dict[str, str]]:
         """The complete rows of metrics.csv as text."""
+        return [dict(zip(COLUMNS, line[:-1].split(","), strict=True)) for _, line in self._lines()]
+
+    def last_row(self) -> dict[str, str] | None:
+        """The last of `rows`, without reading the others."""
         try:
-            text = (self.path / "metrics.csv").read_text()
+            with (self.path / "metrics.csv").open("rb") as file:
+                begin = max(0, file.seek(0, os.SEEK_END) - TAIL)
+                file.seek(begin)
+                *whole, _ = file.read().decode(errors="replace").split("\n")
         except OSError:
-            return []
-        whole = text[: text.rfind("\n") + 1]
-        return [row for row in csv.DictReader(io.StringIO(whole)) if row["memory_mb"] is not None]
+            return None
+        rows = (line.split(",") for line in reversed(whole[1 if begin else 0 :]))
+        found = next((row for row in rows if _is_row(row)), None)
+        if found is None:  # nothing yet, or more garbage than that
+            *_, found = [None, *(line[:-1].split(",") for _, line in self._lines())]
+        return None if found is None else dict(zip(COLUMNS, found, strict=True))
+
+    def is_cut(self) -> bool:
+        """Whether a run that is done lacks its last row: somebody has cut or deleted metrics.csv since."""
+        status = self.status()
+        if status.get("state") != "done":
+            return False
+        last = self.last_row()
+        return int(last["update"] if last else 0) != status["update"]
 
     def truncate(self, update: int) -> None:
         """Drops the rows after `update`: they will be made again."""
-        kept = [row for row in self.rows() if int(row["update"]) <= update]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(kept)
-        write_atomic(self.path / "metrics.csv", text.getvalue().encode())
+        kept = [line for made, line in self._lines() if made <= update]
+        content = "".join([",".join(COLUMNS) + "\n", *kept]).encode()
+        write_atomic(self.path / "metrics.csv", content)
+        self._rows, self._size = len(kept), len(content)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Writes a checkpoint with its SHA-256 and keeps the one before it."""
         import torch
 
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save(state | {"rows": self._rows}, buffer)
         content = buffer.getbuffer()
         newest, older = self.path / "checkpoint.pt", self.path / "checkpoint.old.pt"
-        if newest.exists():
-            newest.replace(older)
+        with _explained(newest):
+            if newest.exists():
+                newest.replace(older)
         write_atomic(newest, hashlib.sha256(content).digest() + content)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest checkpoint that is whole, or None. Removes damaged ones, lest they replace a whole one."""
-        import torch
-
+        """The newest checkpoint that is whole and whose rows are all in metrics.csv, or None. Removes the others, lest
+        they replace a whole one, and says so."""
+        updates = [update for update, _ in self._lines()]
         for name in ("checkpoint.pt", "checkpoint.old.pt"):
             path = self.path / name
-            if path.exists():
-                content = path.read_bytes()
-                if hashlib.sha256(content[32:]).digest() == content[:32]:
-                    return torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
-                path.unlink()
+            with _explained(path):
+                if path.exists():
+                    state = _unpacked(path.read_bytes())
+                    if state is None:
+                        problem = "is damaged"
+                    elif state.get("rows") not in (None, sum(update <= state["update"] for update in updates)):
+                        problem = "has lost rows of metrics.csv"
+                    else:
+                        return state
+                    print(f"kfacrnn: {path} {problem} and is not used", file=sys.stderr)
+                    path.unlink()
         return None
 
     def save_model(self, parameters: dict[str, Any]) -> None:
@@ -198,7 +269,8 @@ class RunFolder:
     def drop_checkpoints(self) -> None:
         """After the end: what was only needed to continue."""
         for name in ("checkpoint.pt", "checkpoint.old.pt"):
-            (self.path / name).unlink(missing_ok=True)
+            with _explained(self.path / name):
+                (self.path / name).unlink(missing_ok=True)
 
 
 class Store:

@@ -97,10 +97,7 @@ class WandB:
 
     def __init__(self, run: Run, folder: Path):
         config, store = dataclasses.asdict(run), RunFolder(folder)
-        try:
-            wandb = client()
-        except UserError as error:
-            raise UserError(f"tracker=wandb: {error}") from error
+        wandb = client()
         self._session: Session | None = None
         if run.tracker.mode == "online":
             try:
@@ -141,6 +138,15 @@ def client() -> Any:
     except ImportError as error:
         raise UserError(INSTALL) from error
     return wandb
+
+
+def check(run: Run) -> None:
+    """Raises `UserError` for a mirror that cannot be had here."""
+    if run.tracker.name == "wandb":
+        try:
+            client()
+        except UserError as error:
+            raise UserError(f"tracker=wandb: {error}") from error
 
 
 def open_mirror(run: Run, folder: Path) -> Mirror:

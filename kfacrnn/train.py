@@ -7,6 +7,7 @@ at any moment and started again ends bit for bit where an undisturbed one ends.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -18,10 +19,12 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 
-from kfacrnn import discovery, provenance, ranks, signals
+from kfacrnn import discovery, provenance, ranks, signals, track
 from kfacrnn.clock import Ledger
 from kfacrnn.config import Run
-from kfacrnn.memory import keep_freed_memory, peak_rss_mb
+from kfacrnn.errors import UserError, first_line
+from kfacrnn.kfac.maths import DecompositionError
+from kfacrnn.memory import keep_freed_memory, peak_rss_mb, shortage_explained
 from kfacrnn.progress import Progress, Silence
 from kfacrnn.store import FINISHED, SCHEMA_VERSION, RunFolder, Store
 from kfacrnn.track import Mirror, Nobody, open_mirror
@@ -35,25 +38,40 @@ def train(run: Run, command: str) -> RunFolder:
     ranks.join(run.task.batch_size, run.device)
     folder = Store(run.results).folder(run)
     folder = folder if ranks.is_first() else ranks.Onlooker(folder.path)
-    with ranks.in_step(), folder.writing():
-        if ranks.of_first(folder.status().get("state")) not in FINISHED:
-            session = Session(run)
-            mirror = open_mirror(run, folder.path) if ranks.is_first() else Nobody()
-            try:
-                with ranks.in_step():
-                    session.begin(folder, command)
-                    for row in folder.rows():  # a killed process takes with it what W&B has not yet written
-                        mirror.log({name: float(value) for name, value in row.items() if value})
-                    _loop(session, folder, mirror)
-            except Exception as error:
-                state = "interrupted" if isinstance(error, ranks.Lost) else "failed"
-                reason = str(error) or type(error).__name__
-                try:
-                    folder.set_status(state, update=session.update, updates=run.budget.updates, reason=reason)
-                finally:
-                    mirror.finish(state)
-                raise
+    with ranks.in_step():
+        if _is_finished(folder):
+            return folder
+        track.check(run)
+        with shortage_explained(run.task.name):
+            session = Session(run)  # before the folder is made: what cannot start leaves none
+        with folder.writing():
+            if not _is_finished(folder):  # which another process may have done meanwhile
+                _session(session, folder, command)
     return folder
+
+
+def _is_finished(folder: RunFolder) -> bool:
+    return ranks.of_first(folder.status().get("state")) in FINISHED
+
+
+def _session(session: Session, folder: RunFolder, command: str) -> None:
+    """From where the run is to its end, or to a signal. Whatever else ends it is in its status."""
+    run = session.run
+    mirror = open_mirror(run, folder.path) if ranks.is_first() else Nobody()
+    try:
+        with ranks.in_step(), shortage_explained(run.task.name):
+            session.begin(folder, command)
+            for row in folder.rows():  # a killed process takes with it what W&B has not yet written
+                mirror.log({name: float(value) for name, value in row.items() if value})
+            _loop(session, folder, mirror)
+    except Exception as error:
+        state = "interrupted" if isinstance(error, ranks.Lost) else "failed"
+        reason = str(error) or type(error).__name__
+        try:
+            folder.set_status(state, update=session.update, updates=run.budget.updates, reason=reason)
+        finally:
+            mirror.finish(state)
+        raise
 
 
 class Session:
@@ -84,12 +102,16 @@ class Session:
         self.units: list[int] = []
 
     def begin(self, folder: RunFolder, command: str) -> None:
-        """Continues from the newest whole checkpoint, or starts; writes configuration and provenance."""
+        """Continues from the newest whole checkpoint, or starts; writes configuration and provenance. Raises
+        `UserError` for a checkpoint that is whole and yet not this run's."""
         from omegaconf import OmegaConf
 
         checkpoint = ranks.of_first(folder.load_checkpoint())
         if checkpoint is not None:
-            self.load_state_dict(checkpoint)
+            try:
+                self.load_state_dict(checkpoint)
+            except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+                raise UserError(f"{folder.path / 'checkpoint.pt'}: not of this run ({first_line(error)})") from error
         folder.truncate(self.update)
         session = {
             "start": provenance.now(),
@@ -109,7 +131,8 @@ class Session:
             "data_checksums": self.task.checksums,
             "sessions": [*folder.meta().get("sessions", []), session],
         }
-        folder.describe(OmegaConf.to_yaml(dataclasses.asdict(self.run)), meta)
+        self.description = OmegaConf.to_yaml(dataclasses.asdict(self.run)), meta
+        folder.describe(*self.description)
         folder.set_status("running", update=self.update, updates=self.run.budget.updates)
 
     @contextmanager
@@ -200,10 +223,19 @@ class Session:
         losses = torch.stack(self.losses).double().cpu() if self.losses else torch.empty(0, dtype=torch.float64)
         return ranks.means(losses, torch.tensor(self.units, dtype=torch.float64))
 
-    def first_bad_update(self) -> int | None:
-        """The first update since the last row whose loss was not finite."""
+    def divergence(self) -> str | None:
+        """Why the updates since the last row are no result: a loss that is not finite or, since the last update's own
+        loss is never seen, parameters that are not."""
         bad = (~torch.isfinite(self._losses_of_all()[0])).nonzero()
-        return self.update - len(self.losses) + 1 + int(bad[0]) if len(bad) else None
+        if len(bad):
+            return f"loss not finite at update {self.update - len(self.losses) + 1 + int(bad[0])}"
+        if self.is_last and not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+            return f"parameters not finite after update {self.update}"
+        return None
+
+    @property
+    def is_last(self) -> bool:
+        return self.update == self.run.budget.updates
 
     def state_dict(self) -> dict[str, Any]:
         """Of all processes together, complete in the first: a run may go on with another number of them."""
@@ -250,15 +282,21 @@ def _loop(session: Session, folder: RunFolder, mirror: Mirror) -> None:
     shown = Progress(title, budget.updates, session.update) if ranks.is_first() else Silence()
     with signals.collected() as received, shown as progress:
         while session.update < budget.updates:
-            with session.training():
-                session.step()
+            try:
+                with session.training():
+                    session.step()
+            except (torch.linalg.LinAlgError, DecompositionError) as error:  # no matrix of a healthy run does that
+                state, reason = "diverged", f"{first_line(error)} at update {session.update + 1}"
+                break
             with ledger("log"):
                 if session.row_is_due(session.update):
-                    bad = session.first_bad_update()
-                    if bad is not None:
-                        state, reason = "diverged", f"loss not finite at update {bad}"
+                    reason = session.divergence() or ""
+                    row = {} if reason else session.row()
+                    if session.is_last and not math.isfinite(row.get("valid/nats") or 0.0):
+                        reason = f"validation loss not finite after update {session.update}"
+                    if reason:
+                        state = "diverged"
                         break
-                    row = session.row()
                     folder.append(row)
                     mirror.log(row)
                     note = f"{row['train/metric']:.4g} {session.task.metric}"
@@ -279,7 +317,9 @@ def _loop(session: Session, folder: RunFolder, mirror: Mirror) -> None:
 def _end(session: Session, folder: RunFolder, mirror: Mirror, state: str, reason: str) -> None:
     if state in FINISHED:
         folder.save_model(session.model.state_dict())
-    folder.end_session(provenance.now(), session.ledger.state_dict())
+    config, meta = session.description
+    meta["sessions"][-1]["end"] = provenance.now()
+    folder.describe(config, meta | {"ledger": session.ledger.state_dict()})
     folder.set_status(state, update=session.update, updates=session.run.budget.updates, reason=reason)
     if state in FINISHED:
         folder.drop_checkpoints()

@@ -104,6 +104,15 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     assert run.columns(["update", "train/nats"]) == {"update": [1.0, 2.0], "train/nats": [2.0, 1.0]}
 
 
+def test_a_finished_run_that_has_lost_rows_is_left_out_and_said_to_be(tmp_path: Path) -> None:
+    whole, cut = (stored(tmp_path, [2.0, 1.0], SGD, f"seed={seed}") for seed in (1, 2))
+    path = cut.path / "metrics.csv"
+    path.write_bytes(path.read_bytes()[:-1])
+    selection = select(["results"], results=str(tmp_path))
+    assert [run.run_id for run in selection.runs] == [whole.run_id]
+    assert f"results: skipped 1 run ({cut.run_id}): metrics.csv lacks rows" in selection.said[-1]
+
+
 def test_a_run_that_two_sources_have_counts_once_unless_sources_are_compared(tmp_path: Path) -> None:
     for name in ("a", "b"):
         stored(tmp_path / name, [2.0, 1.0], SGD)

@@ -212,6 +212,17 @@ def test_chance_levels_and_conversions_are_held_against_the_task(tmp_path: Path)
         drawn(path, tmp_path)
 
 
+def test_a_run_that_has_lost_rows_is_not_drawn(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path / "cut.yaml", "{SGD: {optimizer: sgd}}")
+    (run,) = Plan(experiment.load(path), str(tmp_path)).confirmation("SGD")
+    store(run, [3.0, 2.0, 1.0, 0.5])
+    metrics = run.folder.path / "metrics.csv"
+    metrics.write_bytes(metrics.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"metrics.csv lacks rows before update 4; delete .* to have it made again$"):
+        figures.figure(path, results=str(tmp_path))
+    assert not (tmp_path / "figures").exists()
+
+
 def test_a_csv_that_does_not_belong_to_the_experiment_is_refused(tmp_path: Path) -> None:
     path = write_experiment(tmp_path / "tiny.yaml", METHODS)
     with pytest.raises(UserError, match=r"cannot read .*tiny\.csv"):

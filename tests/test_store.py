@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -77,9 +79,9 @@ def test_a_process_killed_while_writing_leaves_the_old_content_and_the_next_writ
         assert not list(folder.path.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("content", ["", "{", "null"[:2]])
-def test_an_unreadable_status_reads_as_none_at_all(folder: RunFolder, content: str) -> None:
-    (folder.path / "status.json").write_text(content)
+@pytest.mark.parametrize("content", [b"", b"{", b"nu", b"null", b"[]", b"\xff", b'{"state": "done"}', b'{"update": 1}'])
+def test_an_unreadable_status_reads_as_none_at_all(folder: RunFolder, content: bytes) -> None:
+    (folder.path / "status.json").write_bytes(content)
     assert folder.status() == {}
     assert folder.state() is None
 
@@ -116,6 +118,39 @@ def test_a_line_that_lacks_columns_is_no_row(folder: RunFolder) -> None:
     with (folder.path / "metrics.csv").open("a") as file:
         file.write("2,,5\n")
     assert [read["update"] for read in folder.rows()] == ["1"]
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\xff\x00,", b"x" * 9000, b"x" + b"," * (len(COLUMNS) - 1) + b"\n"])
+def test_the_last_row_is_the_last_of_the_rows_whatever_stands_behind_it(folder: RunFolder, garbage: bytes) -> None:
+    assert folder.last_row() is None
+    for update in range(1, 200):
+        folder.append(row(update))
+    with (folder.path / "metrics.csv").open("ab") as file:
+        file.write(garbage)
+    assert folder.rows()[-1]["update"] == "199"
+    assert folder.last_row() == folder.rows()[-1]
+
+
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])])
+def test_a_file_that_somebody_else_has_changed_is_not_written_on(
+    folder: RunFolder, change: Callable[[Path], None]
+) -> None:
+    folder.truncate(0)
+    folder.append(row(1))
+    folder.append(row(2))
+    change(folder.path / "metrics.csv")
+    with pytest.raises(UserError, match=r"metrics\.csv was changed by somebody else"):
+        folder.append(row(3))
+
+
+@pytest.mark.parametrize(("rows", "cut"), [(3, False), (2, True), (0, True)])
+def test_a_run_that_is_done_and_lacks_its_last_row_is_cut(folder: RunFolder, rows: int, cut: bool) -> None:
+    for update in range(1, rows + 1):
+        folder.append(row(update))
+    folder.set_status("running", update=3, updates=3)
+    assert not folder.is_cut()
+    folder.set_status("done", update=3, updates=3)
+    assert folder.is_cut() is cut
 
 
 def test_truncating_drops_what_comes_after_the_update_and_keeps_the_rest_to_the_byte(folder: RunFolder) -> None:
@@ -179,6 +214,52 @@ def test_a_damaged_checkpoint_never_replaces_a_whole_one(folder: RunFolder, full
     full_disk()
     with pytest.raises(UserError):
         folder.save_checkpoint(checkpoint(15))
+    assert loaded(folder) == 10
+
+
+def test_a_checkpoint_whose_rows_are_lost_is_not_used(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    folder.truncate(0)
+    for update in (10, 20):
+        folder.append(row(update))
+        folder.save_checkpoint(checkpoint(update))
+    path = folder.path / "metrics.csv"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert loaded(folder) == 10
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"kfacrnn: {folder.path / 'checkpoint.pt'} has lost rows of metrics.csv and is not used"
+    path.unlink()
+    assert loaded(folder) is None
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("owned"),)
+
+
+@pytest.mark.parametrize("content", [{"update": 1, "model": Bomb()}, [1, 2], {"updates": 1}, {"update": "1"}])
+def test_a_made_up_checkpoint_with_a_sum_to_match_is_not_used_and_runs_nothing(
+    folder: RunFolder, content: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.path)
+    folder.save_checkpoint(checkpoint(10))
+    folder.save_checkpoint(checkpoint(20))
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    made_up = hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue()
+    (folder.path / "checkpoint.pt").write_bytes(made_up)
+    assert loaded(folder) == 10
+    assert not (folder.path / "owned").exists()
+
+
+def test_a_disk_that_has_become_read_only_is_one_line(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.save_checkpoint(checkpoint(10))
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(UserError, match=r"cannot write .*checkpoint\.pt: Read-only file system"):
+        folder.save_checkpoint(checkpoint(20))
     assert loaded(folder) == 10
 
 

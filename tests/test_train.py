@@ -177,6 +177,62 @@ def test_divergence_is_a_result_with_its_update(log_every: int, tmp_path: Path) 
     assert len(folder.meta()["sessions"]) == 1  # not tried again
 
 
+def test_parameters_that_the_last_update_blows_up_are_a_divergence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The losses of all updates are finite: what the last one has done, no other sees."""
+    step = Session.step
+
+    def blow_up(session: Session) -> Any:
+        batch = step(session)
+        if session.update == 4:
+            with torch.no_grad():
+                next(session.model.parameters()).view(-1)[0] = float("inf")
+        return batch
+
+    monkeypatch.setattr(Session, "step", blow_up)
+    folder = train(tiny(tmp_path), "test")
+    assert (folder.state(), folder.status()["reason"]) == ("diverged", "parameters not finite after update 4")
+
+
+def test_a_validation_that_is_not_finite_at_the_end_is_a_divergence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = type(Session(tiny(tmp_path)).task)
+    monkeypatch.setattr(task, "evaluate", lambda *_: float("nan"))
+    folder = train(tiny(tmp_path, "budget.eval_every=2"), "test")
+    assert (folder.state(), folder.status()["reason"]) == ("diverged", "validation loss not finite after update 4")
+    assert [row["update"] for row in folder.rows()] == ["2"]
+
+
+def test_a_decomposition_that_cannot_be_saved_is_a_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.linalg.LinAlgError("the algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "cholesky", fail)
+    folder = train(tiny(tmp_path, "optimizer=kfac_option1"), "test")
+    assert folder.state() == "diverged"
+    assert folder.status()["reason"].endswith("at update 1")
+
+
+@pytest.mark.parametrize("name", ["meta.json", "config.yaml", "status.json"])
+def test_what_was_deleted_under_a_run_is_there_again_at_its_end(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, run = Session.step, tiny(tmp_path)
+
+    def step_and_delete(session: Session) -> Any:
+        if session.update == 3:
+            (Store(tmp_path).folder(run).path / name).unlink()
+        return step(session)
+
+    monkeypatch.setattr(Session, "step", step_and_delete)
+    folder = train(run, "test")
+    assert [found.run_id for found in Store(tmp_path)] == [run.run_id]
+    assert (folder.state(), len(folder.meta()["sessions"])) == ("done", 1)
+    assert folder.meta()["sessions"][0]["end"]
+
+
 def test_an_exception_ends_as_failed_with_the_reason_and_the_next_start_tries_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,8 +282,13 @@ def test_what_cannot_start_leaves_no_state_behind(tmp_path: Path) -> None:
     run = tiny(tmp_path, "device=cuda:99")
     with pytest.raises(UserError, match=r"^device=cuda:99: torch finds . CUDA devices here; write device=cpu$"):
         train(run, "test")
-    assert Store(tmp_path).folder(run).state() is None
-    assert list(Store(tmp_path)) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes_for_which_there_is_no_memory_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^not enough memory for repeat_copy of these sizes: "):
+        train(tiny(tmp_path, "task.slots=1000000000000", "task.word_size=1000000"), "test")
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------

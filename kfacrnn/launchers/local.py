@@ -113,7 +113,7 @@ def _ending(planned: PlannedRun, code: int) -> str:
     """One line on a process that has ended: how, and for a bad end where to read on."""
     if code == 0:
         return ending(planned)
-    if planned.folder.state() == "running":
+    if planned.folder.state() == "running" or (code > 0 and planned.finished):
         return f"left to another process, {planned.folder.status().get('pid')}: {title(planned)}"
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     lines = _log(planned).read_text(errors="replace").split("\n")
