@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from kfacrnn import __version__
 from kfacrnn.bench import arguments as bench_arguments
@@ -89,8 +89,14 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """As argparse has it, in a line that can be read whatever it quotes."""
+        super().error(str(UserError(message)))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="kfacrnn", description="K-FAC for recurrent networks: train, compare, draw the paper's figures."
     )
     parser.add_argument("--version", action="version", version=f"kfacrnn {__version__}")

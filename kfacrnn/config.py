@@ -31,7 +31,7 @@ class Budget:
     """How long to train and how often to look."""
 
     name: str = setting("which budget this is")
-    updates: int = setting("parameter updates", at_least=1)
+    updates: int = setting("parameter updates", at_least=1, at_most=10**9)
     log_every: int = setting("updates between rows of metrics.csv", at_least=1)
     eval_every: int = setting("updates between validations; 0: never", at_least=0)
     checkpoint_every: int = setting("updates between checkpoints", at_least=1)

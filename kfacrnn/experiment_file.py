@@ -45,8 +45,10 @@ def read(path: Path) -> Experiment:
         if missing:
             raise UserError(f"{path}: {missing[0]} has no value")
         experiment = OmegaConf.to_object(merged)
-    except YAMLError as error:
+    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {_explain(error)}") from error
     assert isinstance(experiment, Experiment)

@@ -30,7 +30,7 @@ def run(arguments: Sequence[str], command: str) -> int:
         raise UserError(f"{unknown[0]}: no such flag (there are -m, --cfg job, --help and those of --hydra-help)")
     if options.multirun and (options.cfg or options.info):
         raise UserError("-m: shows nothing; take --cfg and --info without it, for one point")
-    flags = [argument for argument in arguments if argument not in options.overrides]
+    flags = [argument for argument in arguments if argument not in [*options.overrides, "--"]]
     points = _points(options.overrides) if options.multirun else [options.overrides]
     runs = [config.compose(point) for point in points]
     if not flags:

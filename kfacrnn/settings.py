@@ -61,4 +61,6 @@ def _range_problem(value: Any, limits: Any) -> str | None:
         return f"must be below {below}"
     if at_most is not None and not value <= at_most:
         return f"must be at most {at_most}"
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "must fit into 64 bits"
     return None

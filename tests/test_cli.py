@@ -44,6 +44,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert not list(tmp_path.rglob("status.json"))
 
 
+def test_an_argument_of_any_length_is_refused_in_a_line_that_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["report", "x" * 100_000])
+    assert end.value.code == 2
+    assert max(map(len, capsys.readouterr().err.splitlines())) < 500
+
+
 def test_a_results_path_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert cli.main(["train", f"results={tmp_path / 'file'}"]) == 2

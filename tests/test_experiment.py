@@ -140,6 +140,13 @@ def test_a_mistake_in_the_file_is_one_line_that_names_it(tmp_path: Path, old: st
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"description: \xe4", b"[" * 5000, b"\x00"])
+def test_a_file_that_is_no_text_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "odd.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=f"^{tmp_path / 'odd.yaml'}: "):
+        experiment.load(str(tmp_path / "odd.yaml"))
+
+
 @pytest.mark.parametrize(
     ("axis", "message"),
     [

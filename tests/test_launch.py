@@ -89,6 +89,16 @@ def test_cfg_shows_the_composed_configuration_and_runs_nothing(tmp_path: Path) -
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize("flag", ["--", "--run"])
+def test_hydras_own_flags_leave_nothing_beside_the_results(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert launch.run([*TINY, "results=here", flag], "test") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    assert settings(tmp_path / "here") == [(0.003, 0)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

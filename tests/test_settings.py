@@ -27,10 +27,13 @@ class Outer:
     kind: str = setting("shape", choices=["round", "square"])
     clip: float | None = setting("norm", above=0)
     inner: Inner = setting("nested")
+    count: int = setting("things", at_least=0)
 
 
 def outer(**changes: Any) -> Outer:
-    return Outer(**{"size": 1, "momentum": 0.0, "kind": "round", "clip": None, "inner": Inner(1.0), **changes})
+    return Outer(
+        **{"size": 1, "momentum": 0.0, "kind": "round", "clip": None, "inner": Inner(1.0), "count": 0, **changes}
+    )
 
 
 @pytest.mark.parametrize("changes", [{}, {"size": 2**31 - 1}, {"momentum": 0.999}, {"kind": "square"}, {"clip": 1e-9}])
@@ -44,6 +47,7 @@ def test_values_at_the_ends_of_closed_ranges_and_inside_pass(changes: dict[str, 
         ({"size": 0}, "size=0: must be at least 1 (units)"),
         ({"size": 2**31}, "size=2147483648: must be at most 2147483647 (units)"),
         ({"size": 10**400}, f"size={10**400}: must be at most 2147483647 (units)"),
+        ({"count": 2**63}, f"count={2**63}: must fit into 64 bits (things)"),
         ({"momentum": 1.0}, "momentum=1.0: must be below 1 (momentum)"),
         ({"momentum": -0.1}, "momentum=-0.1: must be at least 0 (momentum)"),
         ({"momentum": float("nan")}, "momentum=nan: must be finite (momentum)"),
