@@ -139,6 +139,22 @@ def test_constraints_pin_every_package_that_the_extras_bring() -> None:
     assert needed - of_cuda == normal(pins)
 
 
+def test_the_lock_file_has_a_sum_for_every_pin_and_names_no_server() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    locked = dict(re.findall(r"^([^#\s=]+)==(\S+) .*\\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE))
+    pins = re.findall(r"^([^#\s=]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    versions = {canonicalize_name(name): version for name, version in locked.items()}
+    assert {name: version for name, version in pins if versions.get(canonicalize_name(name)) != version} == {}
+    assert len(locked) == len(re.findall(r"^\S+==", text, re.MULTILINE))
+    assert "://" not in text
+
+
+def test_every_pin_has_its_licence_listed() -> None:
+    page = (ROOT / "docs" / "licences.md").read_text()
+    pins = re.findall(r"^([^#\s=]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert [f"| {name} | {version} |" for name, version in pins if f"| {name} | {version} | " not in page] == []
+
+
 # ---- make --------------------------------------------------------------------------------------------------------
 
 
