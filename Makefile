@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-full bench lint format clean
+.PHONY: help install demo test test-full torture bench lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -22,6 +22,7 @@ help: ## list the targets
 	@echo '  PIP_FLAGS="..."      more flags for pip; for torch without CUDA on Linux, several GB less:'
 	@echo '                       PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"'
 	@echo '  REFERENCE=PATH       a Python that has the package dnc, for make bench to compare with'
+	@echo '  FAULTS="disk files"  what make torture is to do (default: everything)'
 	@echo '  KFACRNN_DATA=DIR     the folder of the Penn Treebank (ptb.train.txt, ptb.valid.txt, ptb.test.txt)'
 
 install: $(INSTALLED) ## make .venv with kfacrnn and everything it uses; at once when that has been done
@@ -52,6 +53,9 @@ test-full: lint ## every test; the summary goes to results/test-full.txt
 		$(BIN)/python -c 'from kfacrnn import provenance as p; print(p.now(), p.commit(), p.versions(), p.hardware(), sep="\n")'; \
 		$(PYTEST) -m '' -rs --durations=10 --disable-warnings; \
 	} 2>&1 | tee results/test-full.txt
+
+torture: install ## kills, full disks, NaN, bad input, load: an hour or two; counts go to docs/reliability.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture $(FAULTS)
 
 bench: install ## what an update costs, to results/bench: twenty minutes, on a machine that does nothing else
 	$(BIN)/kfacrnn bench step-cost

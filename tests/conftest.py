@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +10,7 @@ from typing import Any
 import pytest
 
 from kfacrnn.data import ptb
-from kfacrnn.data.ptb import Published
-
-TINY = {
-    "train": " the cat sat on the mat \n the dog <unk> N times \n a cat 's mat \n" * 12,
-    "valid": " the dog sat \n a cat sat on N mat \n",
-    "test": " a dog \n the <unk> cat 's mat \n",
-}
+from tests import corpus
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,14 +40,7 @@ def ptb_folder() -> str:
 @pytest.fixture
 def tiny_ptb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the three files of a tiny corpus, which is the published one for the time of the test."""
-    published = {}
-    for split, text in TINY.items():
-        (tmp_path / f"ptb.{split}.txt").write_text(text)
-        lines = (line.strip().replace(" ", "_") + "\n" for line in text.splitlines())
-        characters = "".join(f"{symbol} " for line in lines for symbol in line)
-        sums = [hashlib.sha256(content.encode()).hexdigest() for content in (text, characters)]
-        published[split] = Published(len(text), *sums)
-    monkeypatch.setattr(ptb, "PUBLISHED", published)
+    monkeypatch.setattr(ptb, "PUBLISHED", corpus.write(tmp_path))
     monkeypatch.delenv("KFACRNN_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
