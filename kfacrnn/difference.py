@@ -73,7 +73,7 @@ def _side(name: str, where: Sequence[str], said: list[str], letter: str, reading
 
 
 def _key(run: StoredRun, by: Sequence[str]) -> tuple[str, ...]:
-    keys = by or [key for key in sorted(run.values) if re.fullmatch(SCIENCE, key)]
+    keys = by or [key for key in sorted(run.values) if re.fullmatch(SCIENCE, key) and run.values[key] is not None]
     for key in keys:
         if key not in run.values:
             raise UserError(f"--group-by {key}: run {run.run_id} has no such key")

@@ -47,6 +47,10 @@ class Distribution(Protocol):
     def output_variance(self) -> Tensor:
         """E[g²] of the gradient g with respect to the logits, exactly, zero where masked: `[T, B, out]`."""
 
+    def fisher_product(self, u: Tensor, v: Tensor) -> Tensor:
+        """E[(gᵀu)(gᵀv)] of the same g, exactly, for changes of the logits u and v `[T, B, out]`: the product with the
+        logits' own Fisher, summed over a sequence's steps, `[B]`."""
+
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
@@ -131,6 +135,12 @@ class Categorical(_Predictive):
         p = self._probabilities
         return self._masked(torch.addcmul(p, p, p, value=-1))
 
+    @torch.no_grad()
+    def fisher_product(self, u: Tensor, v: Tensor) -> Tensor:
+        p = self._probabilities
+        u, v = (x - (p * x).sum(-1, keepdim=True) for x in (u, v))  # diag(p) − ppᵀ would cancel
+        return self._masked((p * u * v).sum(-1)).sum(0)
+
 
 class Bernoulli(_Predictive):
     """Independent bits at every step: `logits` and targets `[T, B, bits]`."""
@@ -150,3 +160,8 @@ class Bernoulli(_Predictive):
     def output_variance(self) -> Tensor:
         p = _at_least_float32(self.logits).sigmoid()
         return self._masked(p * (1 - p))
+
+    @torch.no_grad()
+    def fisher_product(self, u: Tensor, v: Tensor) -> Tensor:
+        p = _at_least_float32(self.logits).sigmoid()
+        return self._masked(p * (1 - p) * u * v).sum((0, 2))

@@ -17,16 +17,23 @@ def setting(
     at_most: float | None = None,
     choices: Sequence[Any] | None = None,
     scientific: bool = True,
+    later: bool = False,
 ) -> Any:
     """A dataclass field without a default, with its meaning and its range. `None` in an optional field passes. What is
-    not `scientific` changes no curve, only how it is computed, and is no part of a run's identity."""
+    not `scientific` changes no curve, only how it is computed, and is no part of a run's identity; nor is what came
+    `later` than the first runs while it is `None`, so that those keep theirs."""
     limits = {"above": above, "at_least": at_least, "below": below, "at_most": at_most, "choices": choices}
-    return dataclasses.field(metadata={"doc": doc, "scientific": scientific, **limits})
+    return dataclasses.field(metadata={"doc": doc, "scientific": scientific, "later": later, **limits})
 
 
 def scientific(config: Any) -> dict[str, Any]:
     """The settings of a task or an optimiser that decide the training curve."""
-    silent = [field.name for field in dataclasses.fields(config) if not field.metadata.get("scientific", True)]
+    silent = [
+        field.name
+        for field in dataclasses.fields(config)
+        if not field.metadata.get("scientific", True)
+        or (field.metadata.get("later") and getattr(config, field.name) is None)
+    ]
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in silent}
 
 

@@ -153,18 +153,47 @@ class Session:
             with self._autocast():
                 self.optimizer.update_statistics(lambda: self.task.predict(self.model, batch, cases))
         self.optimizer.zero_grad()
+        noise = self._rng()
         with self._autocast():
             loss = self.task.loss(self.parallel_model, batch)
         loss.backward()
         self.grad_norm = self._gradient_norm() if self.row_is_due(self.update + 1) else None
         self.lr = self.optimizer.param_groups[0]["lr"]
-        self.optimizer.step()
+        self._take_step(batch)
+        self._adapt_damping(batch, loss.detach(), noise)
         self.schedule.step()
         self.losses.append(loss.detach())
         self.units.append(batch.units)
         self.update += 1
         self.tokens += batch.tokens
         return batch
+
+    def _take_step(self, batch: Any) -> None:
+        if getattr(self.optimizer, "quadratic_model", None) is None:
+            self.optimizer.step()
+        else:
+            cases = self.optimizer.quadratic_cases(batch.cases)
+            self.optimizer.step(forward=lambda: self.task.predict(self.model, batch, cases))
+
+    def _adapt_damping(self, batch: Any, loss: Tensor, noise: dict[str, Any]) -> None:
+        """By what the loss of the same batch, with the same noise, is after the step."""
+        if not getattr(self.optimizer, "reduction_due", False):
+            return
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.no_grad(), self._autocast(), torch.random.fork_rng(devices=cuda):
+            self._set_rng(noise)
+            predicted = self.task.predict(self.model, batch, slice(None))
+            after = predicted.log_loss(batch.targets).mean() / self.task.loss_scale
+        self.optimizer.adapt_damping(loss, after)
+
+    def _rng(self) -> dict[str, Any]:
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+    def _set_rng(self, rng: dict[str, Any]) -> None:
+        torch.set_rng_state(rng["cpu"])
+        if rng["cuda"] is not None:
+            torch.cuda.set_rng_state(rng["cuda"], self.device)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.run.precision == "bf16":
@@ -240,8 +269,7 @@ class Session:
     def state_dict(self) -> dict[str, Any]:
         """Of all processes together, complete in the first: a run may go on with another number of them."""
         losses, units = self._losses_of_all()
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        rng, *others_rng = ranks.each({"cpu": torch.get_rng_state(), "cuda": cuda})
+        rng, *others_rng = ranks.each(self._rng())
         return {
             "update": self.update,
             "tokens": ranks.total(self.tokens),
@@ -268,9 +296,7 @@ class Session:
         self.tokens, self.units = own * state["tokens"], [own * units for units in state["units"]]
         ranks.reseed(self.run.seed, self.update)
         for rng in [state["rng"], *state.get("others_rng", [])][ranks.rank() :][:1]:
-            torch.set_rng_state(rng["cpu"])
-            if rng["cuda"] is not None:
-                torch.cuda.set_rng_state(rng["cuda"], self.device)
+            self._set_rng(rng)
         self.ledger.load_state_dict(state["ledger"])
         self._seconds_at_last_row = state["seconds_at_last_row"]
 

@@ -83,7 +83,7 @@ class Estimator:
     def update(self, forward: Callable[[], Any]) -> bool:
         """One statistics pass, see `KFAC.update_statistics`; False if it was not finite and therefore left out."""
         is_first = not any(block.average.weight for block in self.blocks.values())
-        with torch.enable_grad(), self._private_randomness(), torch.compiler.set_stance("force_eager"):
+        with torch.enable_grad(), self.private_randomness(), torch.compiler.set_stance("force_eager"):
             with self._recorder.recording() as tape:
                 returned = forward()
             with self._full_precision():
@@ -125,8 +125,8 @@ class Estimator:
         return torch.autocast(self.device.type, enabled=False)
 
     @contextmanager
-    def _private_randomness(self) -> Iterator[None]:
-        """Dropout in a statistics pass draws from the private generator, not from the training run's."""
+    def private_randomness(self) -> Iterator[None]:
+        """Dropout in a pass for K-FAC's own use draws from the private generator, not from the training run's."""
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             seed = int(torch.randint(2**62, (), generator=self._generator, device=self.device))

@@ -4,7 +4,7 @@
     every r updates    inverses      A0, A1, G0, G1 → F⁻¹ by eqn 6, 8 or 9; both more often at first
     every update       direction     Δ = N·F⁻¹∇h
                        step size     η = s·min(lr, √(kl_clip / Δᵀ∇h)), s the factor of the learning-rate schedule
-                       momentum      v ← μv − ηΔ,  θ ← θ + v
+                       momentum      v ← μv − ηΔ,  θ ← θ + v;  η and μ may come from `kfacrnn.kfac.quadratic` instead
 
 Where this is not meant to be used: a loss that is no log-likelihood (there is no Fisher), batches of a few dozen
 time-steps in all (the factors are noise), and layers that are called once per time-step (their time axis cannot be
@@ -25,16 +25,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from kfacrnn.kfac.arguments import check, check_dtypes
+from kfacrnn.kfac.arguments import check_group, check_settings
 from kfacrnn.kfac.blocks import Curvature
 from kfacrnn.kfac.cadence import is_due
 from kfacrnn.kfac.coverage import Coverage, Row
 from kfacrnn.kfac.distribution import distribution
 from kfacrnn.kfac.estimator import Estimator
-from kfacrnn.kfac.fisher import APPROXIMATIONS
 from kfacrnn.kfac.inverses import Inverses
 from kfacrnn.kfac.maths import GAMMA_MAX
+from kfacrnn.kfac.quadratic import STAY, Chosen, QuadraticModel, common_share, plane, repeatable
 from kfacrnn.kfac.step_size import LevenbergMarquardt, kl_bounded
+from kfacrnn.predictive import Distribution
 
 
 class KFAC(torch.optim.Optimizer):
@@ -53,11 +54,14 @@ class KFAC(torch.optim.Optimizer):
                     k updates between statistics passes, fewer at first, see `cadence.is_due`; share of the sequences in
                     a pass, see `statistics_cases`; decay of the averages per pass
     refresh_every, refresh_delay
-                    r updates between inverses, fewer at first; 0: computed at once, d: in the background, in use d updates later
+                    r updates between inverses, fewer at first; 0: at once, d: in the background, in use d updates later
     fisher          "sampled": targets drawn from the model; "empirical": those of the data, which `forward` returns too
     fallback        None: parameters outside every block are an error; "gradient": they follow the plain gradient
     adaptive_damping
                     a `LevenbergMarquardt`, or None for a damping that only the caller changes; see `adapt_damping`
+    quadratic_model
+                    a `QuadraticModel`: η and μ are, at every update, where M(δ) with the exact Fisher is least; `step`
+                    needs `forward`. lr, kl_clip and momentum do not act, but a schedule's s scales the whole update
     params          parameter groups as for any optimiser, to give parts of the model their own lr, momentum or weight
                     decay; default: every parameter that requires a gradient
     max_dense       factors of a larger dimension are diagonal
@@ -92,6 +96,7 @@ class KFAC(torch.optim.Optimizer):
         fisher: str = "sampled",
         fallback: str | None = None,
         adaptive_damping: LevenbergMarquardt | None = None,
+        quadratic_model: QuadraticModel | None = None,
         params: Iterable[Any] | None = None,
         max_dense: int = 4096,
         gamma_max: float = GAMMA_MAX,
@@ -101,26 +106,19 @@ class KFAC(torch.optim.Optimizer):
         process_group: ProcessGroup | None = None,
         inverse_share: float = 1.0,
     ):
-        check("approximation", approximation, approximation in APPROXIMATIONS, f"one of {', '.join(APPROXIMATIONS)}")
-        check("fisher", fisher, fisher in ("sampled", "empirical"), "'sampled' or 'empirical'")
-        check("fallback", fallback, fallback in (None, "gradient"), "None or 'gradient'")
-        positive = {"damping": damping, "kl_clip": kl_clip, "loss_scale": loss_scale, "gamma_max": gamma_max}
-        for name, value in positive.items():
-            check(name, value, math.isfinite(value) and value > 0, "finite and > 0")
-        check("statistics_fraction", statistics_fraction, 0 < statistics_fraction <= 1, "in (0, 1]")
-        check("inverse_share", inverse_share, 0 < inverse_share <= 1, "in (0, 1]")
-        check("statistics_decay", statistics_decay, 0 <= statistics_decay < 1, "in [0, 1)")
-        counts = {"statistics_every": statistics_every, "refresh_every": refresh_every, "max_dense": max_dense}
-        for name, count in counts.items():
-            check(name, count, isinstance(count, int) and count >= 1, "an integer of at least 1")
-        check("refresh_delay", refresh_delay, 0 <= refresh_delay < refresh_every, "in [0, refresh_every)")
-        check_dtypes(compute_dtype, product_dtype)
-
+        check_settings(
+            approximation=approximation, fisher=fisher, fallback=fallback, damping=damping, kl_clip=kl_clip,
+            loss_scale=loss_scale, gamma_max=gamma_max, statistics_fraction=statistics_fraction,
+            inverse_share=inverse_share, statistics_decay=statistics_decay, statistics_every=statistics_every,
+            refresh_every=refresh_every, max_dense=max_dense, refresh_delay=refresh_delay,
+            compute_dtype=compute_dtype, product_dtype=product_dtype,
+        )  # fmt: skip
         params = [p for p in model.parameters() if p.requires_grad] if params is None else params
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.approximation = approximation
         self.damping = damping
         self.kl_clip = kl_clip
+        self.quadratic_model = quadratic_model
         self._loss_scale = loss_scale
         self._statistics_every = statistics_every
         self._statistics_fraction = statistics_fraction
@@ -146,7 +144,10 @@ class KFAC(torch.optim.Optimizer):
         self._skipped = 0
         self._curvature = 0.0  # ΔᵀF̂Δ of the last update
         self._step_size = 0.0
+        self._momentum = 0.0
+        self._predicted_kl = 0.0
         self._predicted_change = 0.0
+        self._last_curvature = 0.0  # vᵀ(F + λ_h I)v, as far as the quadratic model is asked
         self._reduction_ratio = math.nan
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -155,10 +156,7 @@ class KFAC(torch.optim.Optimizer):
             raise ValueError("param groups of KFAC are given once, as params: its blocks are found when it is made")
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        check("lr", group["lr"], math.isfinite(group["lr"]) and group["lr"] > 0, "finite and > 0")
-        check("momentum", group["momentum"], 0 <= group["momentum"] < 1, "in [0, 1)")
-        decay = group["weight_decay"]
-        check("weight_decay", decay, math.isfinite(decay) and decay >= 0, "finite and >= 0")
+        check_group(group)
         group["first_lr"] = group["lr"]  # a scheduler changes lr; what it has made of this one is s
 
     # ------------------------------------------------------------------------------------------------- statistics
@@ -192,11 +190,31 @@ class KFAC(torch.optim.Optimizer):
 
     # ------------------------------------------------------------------------------------------------------- step
 
+    def quadratic_cases(self, cases: int) -> slice:
+        """Of a batch's `cases` sequences, those that `forward` predicts in the next step: in rotation over updates. On
+        several ranks each asks for its own ones. Raises RuntimeError without a `quadratic_model`."""
+        if self.quadratic_model is None:
+            raise RuntimeError("quadratic_cases needs KFAC(quadratic_model=QuadraticModel())")
+        return self.quadratic_model.cases(self._updates, cases)
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(
+        self, closure: Callable[[], Any] | None = None, *, forward: Callable[[], Distribution] | None = None
+    ) -> Any:
         """One update from the gradients in place. If they, or what is made of them, are not finite, nothing moves and
-        the update counts as skipped. Raises RuntimeError before the first `update_statistics`, and ValueError if the
-        very first factors cannot be inverted."""
+        the update counts as skipped.
+
+        `forward`, for a `quadratic_model`, runs the model on `quadratic_cases` and returns its predictive distribution.
+        It is called five times, without gradients or autocast, with noise that is not the training run's.
+
+        Raises RuntimeError before the first `update_statistics`, and ValueError if the very first factors cannot be
+        inverted, or if there is a `forward` without a quadratic model or the other way round.
+        """
+        if (forward is None) != (self.quadratic_model is None):
+            raise ValueError(
+                "KFAC(quadratic_model=…) takes steps by step(forward=…), which returns the predictive distribution of "
+                "quadratic_cases; without a quadratic model there is no forward"
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -206,11 +224,12 @@ class KFAC(torch.optim.Optimizer):
         with torch.autocast(self._estimator.device.type, enabled=False):  # a user may step where the loss is computed
             self._inverses.advance(self._updates, self._newest_statistics, self.damping)
             directions, curvature = self._directions()
-        self._step_size = self._predicted_change = 0.0
+        self._step_size = self._momentum = self._predicted_kl = self._predicted_change = 0.0
         is_usable = math.isfinite(curvature) and curvature >= 0
         self._curvature = curvature if is_usable else 0.0
-        if is_usable:
-            self._move(directions)
+        chosen = self._chosen(directions, forward) if is_usable and forward is not None else None
+        if is_usable and (chosen is not None or forward is None):
+            self._move(directions, chosen)
         else:
             self._skipped += 1
         self._updates += 1
@@ -235,22 +254,45 @@ class KFAC(torch.optim.Optimizer):
                 products.append(parameter.grad.square().sum())
         return directions, self._distribution.mean(torch.stack(products).sum()).item() if products else 0.0
 
-    def _move(self, directions: dict[Tensor, Tensor]) -> None:
+    def _chosen(self, directions: dict[Tensor, Tensor], forward: Callable[[], Distribution]) -> Chosen | None:
+        """What the quadratic model makes of Δ and the last update; None if anything is not finite."""
+        share = common_share(self.param_groups)
+        if not self._curvature:
+            return STAY
+        vectors, foretold = [list(directions.values())], [self._curvature]
+        if self._last_curvature > 0:
+            vectors.append([self._running(p, "velocity") for p in directions])
+            foretold.append(self._last_curvature)
+        gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in directions]
+        with self._estimator.private_randomness():
+            forward = repeatable(forward, self._estimator.device)
+            found = plane(forward, list(directions), gradient, vectors, foretold, self._loss_scale)
+        found = found.averaged(self._distribution.mean)
+        return found.chosen(self.damping * found.length / self._loss_scale, share)
+
+    def _move(self, directions: dict[Tensor, Tensor], chosen: Chosen | None) -> None:
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p in directions]
             if not parameters:
                 continue
             s = group["lr"] / group["first_lr"]
-            eta = s * kl_bounded(group["first_lr"], self.kl_clip, self._curvature)
-            self._step_size = max(self._step_size, eta)
+            if chosen is None:
+                eta, mu = s * kl_bounded(group["first_lr"], self.kl_clip, self._curvature), group["momentum"]
+            else:
+                eta, mu = s * chosen.alpha, s * chosen.mu
+            self._step_size, self._momentum = max(self._step_size, eta, key=abs), max(self._momentum, mu, key=abs)
             velocities = [self._running(p, "velocity") for p in parameters]
-            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_mul_(velocities, mu)
             torch._foreach_add_(velocities, [directions[p] for p in parameters], alpha=-eta)
             if group["weight_decay"]:
-                torch._foreach_mul_(parameters, 1 - eta * group["weight_decay"])
+                torch._foreach_mul_(parameters, 1 - max(eta, 0.0) * group["weight_decay"])
             torch._foreach_add_(parameters, velocities)
-            if self._adaptive_damping is not None:
-                self._predict_change(parameters, eta, group["momentum"])
+            if self._adaptive_damping is not None and chosen is None:
+                self._predict_change(parameters, eta, mu)
+        self._predicted_kl = self._step_size**2 * self._curvature / 2
+        if chosen is not None:
+            self._predicted_kl, self._predicted_change = chosen.kl, chosen.change
+            self._last_curvature = chosen.curvature
 
     def _running(self, parameter: Tensor, name: str) -> Tensor:
         state = self.state[parameter]
@@ -296,12 +338,14 @@ class KFAC(torch.optim.Optimizer):
         return Coverage([*rows, *(Row("—", name, "gradient", "") for name in self._estimator.uncovered)])
 
     def stats(self) -> dict[str, float]:
-        """What to log: step size, predicted KL change (½η²·ΔᵀF̂Δ, nats per unit of the loss), damping, staleness in
-        updates, extremes of ψ̂, worst condition numbers, and counts of what went wrong."""
+        """What to log: step size and momentum taken, predicted KL change (½η²·ΔᵀF̂Δ, or ½δᵀFδ by a quadratic model; nats
+        per unit of the loss), damping, staleness in updates, extremes of ψ̂, worst condition numbers, and counts of what
+        went wrong."""
         seen = [block.diagnostics for block in self._estimator.blocks.values() if block.diagnostics is not None]
         return {
             "step_size": self._step_size,
-            "predicted_kl": self._step_size**2 * self._curvature / 2,
+            "momentum": self._momentum,
+            "predicted_kl": self._predicted_kl,
             "damping": self.damping,
             "staleness": max(0, self._updates - 1 - self._inverses.made_from),
             "psi_min": min((d.psi_min for d in seen), default=0.0),
@@ -325,7 +369,8 @@ class KFAC(torch.optim.Optimizer):
 
     _NUMBERS = (
         "damping", "kl_clip", "_updates", "_newest_statistics", "_next_case", "_skipped",
-        "_curvature", "_step_size", "_predicted_change", "_reduction_ratio",
+        "_curvature", "_step_size", "_momentum", "_predicted_kl", "_predicted_change", "_last_curvature",
+        "_reduction_ratio",
     )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:

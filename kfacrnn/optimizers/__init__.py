@@ -2,10 +2,12 @@
 `Config`, a dataclass of settings with a `schedule`, and `build(model, config, task=…, seed=…)`.
 
 An optimiser that needs curvature has `statistics_due`, `statistics_cases(cases)` and `update_statistics(forward)`; the
-training loop asks for them by name and nothing else distinguishes it. One that works in the background has `pause()`
-and `resume()`. One whose steps are of two kinds, with and without a refresh, has `refresh_share`, how many are, and
-`prompt(refresh)`, for benches. These modules import torch inside `build` only, so that a mistake in a setting is
-reported at once; packages of an extra, too, and they name those in `NEEDS`.
+training loop asks for them by name and nothing else distinguishes it. One whose `quadratic_model` is not None takes
+`step(forward=…)` on `quadratic_cases(cases)`; one that says `reduction_due` after a step is told the losses before and
+after it, `adapt_damping(before, after)`. One that works in the background has `pause()` and `resume()`. One whose steps
+are of two kinds, with and without a refresh, has `refresh_share`, how many are, and `prompt(refresh)`, for benches.
+These modules import torch inside `build` only, so that a mistake in a setting is reported at once; packages of an
+extra, too, and they name those in `NEEDS`.
 """
 
 from __future__ import annotations

@@ -35,6 +35,14 @@ class Config:
     max_dense: int = setting("factors of a larger dimension are diagonal", at_least=1)
     decompositions: str = setting("precision of decompositions", choices=["auto", "fp32", "fp64"])
     products: str = setting("precision of the products with decomposed factors", choices=["auto", "fp32", "bf16"])
+    quadratic_fraction: float | None = setting(
+        "share of a batch's sequences in the exact quadratic model that chooses step size and momentum; null: none",
+        above=0, at_most=1, later=True,
+    )  # fmt: skip
+    adapt_damping_every: int | None = setting(
+        "updates between adaptations of the damping, by Levenberg and Marquardt's rule; null: it is fixed",
+        at_least=1, later=True,
+    )  # fmt: skip
     clip: float | None = setting("largest global gradient norm; null: no clipping", above=0)
     schedule: Schedule = setting("schedule of the step size, whichever bound it is at")
 
@@ -47,6 +55,7 @@ def build(approximation: str, model: nn.Module, config: Config, task: Task, seed
     import torch
 
     from kfacrnn import ranks
+    from kfacrnn.kfac import LevenbergMarquardt, QuadraticModel
     from kfacrnn.kfac.optimizer import KFAC
     from kfacrnn.optimizers import clip_gradients
 
@@ -65,6 +74,8 @@ def build(approximation: str, model: nn.Module, config: Config, task: Task, seed
         statistics_decay=config.statistics_decay,
         refresh_every=config.refresh_every,
         refresh_delay=config.refresh_delay,
+        quadratic_model=QuadraticModel(config.quadratic_fraction) if config.quadratic_fraction else None,
+        adaptive_damping=LevenbergMarquardt(config.adapt_damping_every) if config.adapt_damping_every else None,
         max_dense=config.max_dense,
         compute_dtype=dtypes[config.decompositions],
         product_dtype=dtypes[config.products],
