@@ -16,6 +16,7 @@ from kfacrnn import tables
 from kfacrnn.compare import AXES, Comparison, Group, Question, compare, parse_at
 from kfacrnn.curves import Row, over_seconds, over_updates
 from kfacrnn.difference import SIDES, Difference, difference
+from kfacrnn.discovery import place
 from kfacrnn.errors import UserError
 from kfacrnn.experiment import Experiment, Method
 from kfacrnn.picture import MARKERS, STYLES, Axis, Picture
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     for line in found.said:
         print(line, file=sys.stderr)
     if options.plot:
-        plot(found.groups, question, Path(options.plot).expanduser(), " and ".join(sources))
+        plot(found.groups, question, place(options.plot), " and ".join(sources))
         print(options.plot, file=sys.stderr)
 
 

@@ -11,12 +11,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from kfacrnn.errors import UserError
+
 
 def resource(folder: str) -> Path:
     """`configs` or `experiments`: inside an installed package, beside it in a checkout."""
     package = Path(__file__).resolve().parent
     installed = package / folder
     return installed if installed.is_dir() else package.parent / folder
+
+
+def place(text: str | Path) -> Path:
+    """The path that a user has written, `~` resolved. Raises `UserError` for the home of somebody unknown."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{text}: there is no such home; write ./~… for a name that begins so") from error
 
 
 def modules(package: str) -> list[str]:

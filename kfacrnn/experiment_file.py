@@ -21,7 +21,7 @@ RUN_KEYS = ("common", "seeds", "methods", "models", "tune", "select")
 def find(name: str) -> Path:
     """The file of an experiment: in `experiments/`, or the path itself. Raises `UserError` where there is none."""
     if name.endswith(".yaml"):
-        path = Path(name).expanduser()
+        path = discovery.place(name)
         if not path.is_file():
             raise UserError(f"no such experiment: {path} is no file")
         return path

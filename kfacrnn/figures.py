@@ -28,7 +28,7 @@ from kfacrnn.curves import (
     over_seconds,
     over_updates,
 )
-from kfacrnn.discovery import unknown
+from kfacrnn.discovery import place, unknown
 from kfacrnn.errors import UserError
 from kfacrnn.experiment import Experiment
 from kfacrnn.plan import Plan, PlannedRun
@@ -49,14 +49,14 @@ def figure(
     draw, or when a time axis would mix hardware.
     """
     described = experiment.load(name)
-    folder = Path(out).expanduser() if out else Path(results).expanduser() / "figures"
+    folder = place(out) if out else place(results) / "figures"
     table, written = folder / f"{described.name}.csv", []
     if source != "csv":
         opened = open_source(source, results=results)
         for note in opened.notes:
             print(f"{source}: {note}", file=sys.stderr)
         plan = Plan(described, str(opened.store.root), overrides)
-        rows, shown, provenance = collect(plan, source, benches=Path(results).expanduser())
+        rows, shown, provenance = collect(plan, source, benches=place(results))
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

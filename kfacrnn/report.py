@@ -29,8 +29,8 @@ def report(*, results: str, out: str | None = None) -> Path:
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    store = Path(results).expanduser()
-    path = Path(out).expanduser() if out else store / "report.html"
+    store = discovery.place(results)
+    path = discovery.place(out) if out else store / "report.html"
     figures = [_figure(file, results) for file in sorted((store / "figures").glob("*.json"), key=_order)]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

