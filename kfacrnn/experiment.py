@@ -10,7 +10,7 @@ together.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kfacrnn import discovery, search, settings
@@ -74,18 +74,22 @@ class Model:
 
 @dataclass
 class Tune:
-    """How settings are searched: `trials` points of a search, all points of a grid or cross and then `extend` more."""
+    """How settings are searched: `trials` points of a search, all points of a grid or cross and then `extend` more. Each
+    is judged by the mean over its last `last` updates, if it is given, or over `select.last`."""
 
     seed: int = setting("seed of every tuning run and of what a search draws", at_least=0, at_most=2**31 - 1)
     overrides: list[str] = field(default_factory=list)
     trials: int | None = None
     extend: int = 0
+    last: int | None = None
 
     def check(self) -> Iterator[str]:
         if self.trials is not None and self.trials < 1:
             yield f"trials={self.trials}: must be at least 1 (points of every search)"
         if self.extend < 0:
             yield f"extend={self.extend}: must be at least 0 (points added to every grid)"
+        if self.last is not None and self.last < 1:
+            yield f"last={self.last}: must be at least 1 (updates)"
         yield from own_keys("overrides", self.overrides)
 
 
@@ -232,6 +236,12 @@ class Experiment:
         if method.search and self.tune is not None:
             return search.draw(method.search, self.tune.trials or 0, self.tune.seed)
         return search.cross(method.cross) if method.cross else search.points(method.grid)
+
+    @property
+    def judgement(self) -> Select:
+        """What trials are chosen by."""
+        last = self.tune.last if self.tune is not None else None
+        return self.select if last is None else replace(self.select, last=last)
 
     def extra_trials(self, line: str) -> int:
         """How many points are to be added to the line's grid or cross once it has a winner."""

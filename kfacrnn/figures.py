@@ -183,7 +183,7 @@ def _provenance(
 def _line(plan: Plan, name: str, finished: list[PlannedRun], cost: Cost | None) -> dict[str, Any]:
     described, line = plan.experiment, plan.experiment.lines[name]
     winner, trials = plan.winner(name), plan.trials(name)
-    scores = [trial.score(described.select) if trial.finished else math.inf for trial in trials]
+    scores = [trial.score(described.judgement) if trial.finished else math.inf for trial in trials]
     states = {planned.point.seed: planned.folder.state() for planned in plan.confirmation(name)}
     return {
         "line": name,
@@ -194,7 +194,7 @@ def _line(plan: Plan, name: str, finished: list[PlannedRun], cost: Cost | None) 
         "chosen": winner.point.choice if winner else {},
         "chosen_by": line.tuned_as if winner else None,
         "on_an_edge": plan.edges(name),
-        "selection": str(described.select) if winner else None,
+        "selection": str(described.judgement) if winner else None,
         "trials": [
             _run(trial) | {"choice": trial.point.choice, "score": score if math.isfinite(score) else None}
             for trial, score in zip(trials, scores, strict=True)

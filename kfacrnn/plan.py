@@ -118,7 +118,7 @@ class Plan:
         """None before all of them are finished, and when none of them can be chosen. Ties go to the first."""
         if not trials or not all(trial.finished for trial in trials):
             return None
-        scores = [trial.score(self.experiment.select) for trial in trials]
+        scores = [trial.score(self.experiment.judgement) for trial in trials]
         return trials[scores.index(min(scores))] if min(scores) < math.inf else None
 
     def winner(self, line: str) -> PlannedRun | None:

@@ -184,12 +184,15 @@ def test_two_grids_share_their_common_points_and_nothing_else(tmp_path: Path) ->
     assert len({*first, *second}) == 3
 
 
-@pytest.mark.parametrize(("last", "winner"), [(50, 1), (100, 0)])
+@pytest.mark.parametrize(("last", "of_trials", "winner"), [(50, None, 1), (100, None, 0), (50, 100, 0), (100, 50, 1)])
 def test_the_winner_has_the_least_mean_training_loss_over_the_last_updates(
-    tmp_path: Path, last: int, winner: int
+    tmp_path: Path, last: int, of_trials: int | None, winner: int
 ) -> None:
     path = write_experiment(
-        tmp_path / "select.yaml", TUNED, tune="{seed: 0, overrides: [budget.updates=100]}", select=f"{{last: {last}}}"
+        tmp_path / "select.yaml",
+        TUNED,
+        tune=f"{{seed: 0, last: {of_trials or 'null'}, overrides: [budget.updates=100]}}",
+        select=f"{{last: {last}}}",
     )
     first, second = plan(path, tmp_path).tuning["SGD"]
     store(first, [5, 1, 2, 3], every=25)  # means: last two 2.5, all 2.75
