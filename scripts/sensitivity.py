@@ -121,7 +121,7 @@ def main() -> int:
     parser.add_argument("study", choices=["dnc", "char"])
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="those that the sweep was given")
     parser.add_argument("--results", default="results", metavar="DIR", help="the result store (default results)")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     name, results = f"sensitivity_{args.study}", Path(args.results)
     try:
         study = read(name, results, args.overrides)
