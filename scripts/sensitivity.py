@@ -98,7 +98,7 @@ def draw(study: Study) -> dict[str, bytes]:
             image = ax.imshow(each.finals, vmin=study.best, vmax=study.chance, cmap="viridis_r", aspect="auto")
             for y, row in enumerate(each.finals):
                 for x, final in enumerate(row):
-                    dark = final - study.best > (study.chance - study.best) / 2
+                    dark = math.inf > final > (study.best + study.chance) / 2
                     text = f"{final:.3g}" if math.isfinite(final) else "×"
                     ax.text(x, y, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
             ax.set_xticks(range(len(each.columns)), [shown(value) for value in each.columns])
