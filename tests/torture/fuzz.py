@@ -208,6 +208,10 @@ def of_experiments(place: Path, rng: random.Random, times: int) -> Tally:
             write_experiment(path, methods, tune="{seed: 0, extend: 1}", select="{last: 3}", figure=FIGURE)
             content = bytearray(path.read_bytes())
             for _ in range(rng.randint(1, 3)):
+                if rng.random() < 0.5:  # a number for a number: the file can still be read
+                    where = rng.choice([index for index, byte in enumerate(content) if chr(byte).isdigit()])
+                    content[where : where + 1] = rng.choice(NUMBERS).encode()
+                    continue
                 where = rng.randrange(len(content))
                 until = where + rng.choice([0, 1, 5])
                 value = rng.choice(VALUES)[:3000].encode(errors="surrogatepass")
