@@ -74,8 +74,8 @@ class Model:
 
 @dataclass
 class Tune:
-    """How settings are searched: `trials` points of a search, all points of a grid or cross and then `extend` more. Each
-    is judged by the mean over its last `last` updates, if it is given, or over `select.last`."""
+    """How settings are searched: `trials` points of a search, all points of a grid or cross and then `extend` more.
+    Each is judged by the mean over its last `last` updates, if it is given, or over `select.last`."""
 
     seed: int = setting("seed of every tuning run and of what a search draws", at_least=0, at_most=2**31 - 1)
     overrides: list[str] = field(default_factory=list)
