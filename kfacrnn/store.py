@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kfacrnn.discovery import place
 from kfacrnn.errors import UserError
@@ -82,6 +82,22 @@ def _unpacked(content: bytes) -> dict[str, Any] | None:
     return state if isinstance(state, dict) and isinstance(state.get("update"), int) else None
 
 
+class Stamp(NamedTuple):
+    """What tells that a file was changed."""
+
+    size: int = 0
+    modified: int = 0  # ns
+
+
+def _stamp(path: Path) -> Stamp:
+    """Of no file, zeros."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return Stamp()
+    return Stamp(found.st_size, found.st_mtime_ns)
+
+
 def _is_row(cells: Sequence[str]) -> bool:
     return len(cells) == len(COLUMNS) and cells[0].isascii() and cells[0].isdigit()
 
@@ -91,8 +107,8 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self._rows: int | None = None  # in metrics.csv, and its size in bytes: known to who writes it
-        self._size = 0
+        self._rows: int | None = None  # in metrics.csv, and what the file was like then: known to who writes it
+        self._stamp = Stamp()
 
     @property
     def run_id(self) -> str:
@@ -170,16 +186,15 @@ class RunFolder:
         writer = csv.writer(line, lineterminator="\n")
         path = self.path / "metrics.csv"
         with _explained(path):
-            size = path.stat().st_size if path.exists() else 0
-            if self._rows is not None and size != self._size:
+            found = _stamp(path)
+            if self._rows is not None and found != self._stamp:
                 raise UserError(f"{path} was changed by somebody else; the same command continues the run")
-            if not size:
+            if not found.size:
                 writer.writerow(COLUMNS)
             writer.writerow(["" if row.get(name) is None else row[name] for name in COLUMNS])
             with path.open("a", newline="") as file:
                 file.write(line.getvalue())
-                file.flush()
-                self._size = os.fstat(file.fileno()).st_size
+            self._stamp = _stamp(path)
         self._rows = None if self._rows is None else self._rows + 1
 
     def _lines(self) -> Iterator[tuple[int, str]]:
@@ -226,7 +241,7 @@ class RunFolder:
         kept = [line for made, line in self._lines() if made <= update]
         content = "".join([",".join(COLUMNS) + "\n", *kept]).encode()
         write_atomic(self.path / "metrics.csv", content)
-        self._rows, self._size = len(kept), len(content)
+        self._rows, self._stamp = len(kept), _stamp(self.path / "metrics.csv")
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Writes a checkpoint with its SHA-256 and keeps the one before it."""

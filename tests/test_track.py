@@ -175,7 +175,7 @@ def test_without_wandb_it_is_one_line_with_the_command_that_installs_it(
     monkeypatch.setattr(builtins, "__import__", without_wandb)
     run = config.compose([*MIRRORED, f"results={tmp_path}"])
     with pytest.raises(UserError, match=r"^tracker=wandb: .* pip install 'kfacrnn\[wandb\]'$"):
-        track.open_mirror(run, tmp_path)
+        track.check(run)
     assert type(track.open_mirror(config.compose(TINY), tmp_path)) is track.Nobody
 
 
