@@ -31,6 +31,8 @@ def check_settings(**settings: Any) -> None:
     holds("fallback", value("fallback") in (None, "gradient"), "None or 'gradient'")
     for name in ("damping", "kl_clip", "loss_scale", "gamma_max"):
         holds(name, math.isfinite(value(name)) and value(name) > 0, "finite and > 0")
+    first = value("first_damping")
+    holds("first_damping", first is None or (math.isfinite(first) and first > 0), "None, or finite and > 0")
     for name in ("statistics_fraction", "inverse_share"):
         holds(name, 0 < value(name) <= 1, "in (0, 1]")
     holds("statistics_decay", 0 <= value("statistics_decay") < 1, "in [0, 1)")

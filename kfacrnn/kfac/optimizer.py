@@ -47,6 +47,7 @@ class KFAC(torch.optim.Optimizer):
     lr              η_max, the largest step size. A learning-rate scheduler acts on the whole step: when it has brought
                     lr to s times its first value, η is s times what it would be, whichever bound is the closer one
     damping         λ, added to V0 in factored form
+    first_damping   λ before the first update; ×0.7 with every update until it is `damping`; None: no more
     kl_clip         c: the predicted KL change of an update is at most c/2, in nats per unit of h (s²·c/2 by schedule)
     momentum        μ, on the preconditioned updates
     weight_decay    decoupled, multiplied by the step size taken
@@ -84,7 +85,8 @@ class KFAC(torch.optim.Optimizer):
         *,
         loss_scale: float,
         lr: float = 0.3,
-        damping: float = 1e-3,
+        damping: float = 3e-4,
+        first_damping: float | None = None,
         kl_clip: float = 4e-2,
         momentum: float = 0.5,
         weight_decay: float = 0.0,
@@ -107,8 +109,8 @@ class KFAC(torch.optim.Optimizer):
         inverse_share: float = 1.0,
     ):
         check_settings(
-            approximation=approximation, fisher=fisher, fallback=fallback, damping=damping, kl_clip=kl_clip,
-            loss_scale=loss_scale, gamma_max=gamma_max, statistics_fraction=statistics_fraction,
+            approximation=approximation, fisher=fisher, fallback=fallback, damping=damping, first_damping=first_damping,
+            kl_clip=kl_clip, loss_scale=loss_scale, gamma_max=gamma_max, statistics_fraction=statistics_fraction,
             inverse_share=inverse_share, statistics_decay=statistics_decay, statistics_every=statistics_every,
             refresh_every=refresh_every, max_dense=max_dense, refresh_delay=refresh_delay,
             compute_dtype=compute_dtype, product_dtype=product_dtype,
@@ -117,6 +119,7 @@ class KFAC(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.approximation = approximation
         self.damping = damping
+        self._first_damping = first_damping or 0.0
         self.kl_clip = kl_clip
         self.quadratic_model = quadratic_model
         self._loss_scale = loss_scale
@@ -222,7 +225,7 @@ class KFAC(torch.optim.Optimizer):
         if self._newest_statistics < 0:
             raise RuntimeError("KFAC.step needs curvature: call update_statistics whenever statistics_due is True")
         with torch.autocast(self._estimator.device.type, enabled=False):  # a user may step where the loss is computed
-            self._inverses.advance(self._updates, self._newest_statistics, self.damping)
+            self._inverses.advance(self._updates, self._newest_statistics, self._damping_before(self._updates))
             directions, curvature = self._directions()
         self._step_size = self._momentum = self._predicted_kl = self._predicted_change = 0.0
         is_usable = math.isfinite(curvature) and curvature >= 0
@@ -268,7 +271,7 @@ class KFAC(torch.optim.Optimizer):
             forward = repeatable(forward, self._estimator.device)
             found = plane(forward, list(directions), gradient, vectors, foretold, self._loss_scale)
         found = found.averaged(self._distribution.mean)
-        return found.chosen(self.damping * found.length / self._loss_scale, share)
+        return found.chosen(self._damping_before(self._updates) * found.length / self._loss_scale, share)
 
     def _move(self, directions: dict[Tensor, Tensor], chosen: Chosen | None) -> None:
         for group in self.param_groups:
@@ -301,6 +304,9 @@ class KFAC(torch.optim.Optimizer):
         return state[name]
 
     # ---------------------------------------------------------------------------------------------------- damping
+
+    def _damping_before(self, update: int) -> float:
+        return max(self.damping, self._first_damping * 0.7**update)
 
     @property
     def reduction_due(self) -> bool:
@@ -346,7 +352,7 @@ class KFAC(torch.optim.Optimizer):
             "step_size": self._step_size,
             "momentum": self._momentum,
             "predicted_kl": self._predicted_kl,
-            "damping": self.damping,
+            "damping": self._damping_before(max(0, self._updates - 1)),
             "staleness": max(0, self._updates - 1 - self._inverses.made_from),
             "psi_min": min((d.psi_min for d in seen), default=0.0),
             "psi_max": max((d.psi_max for d in seen), default=0.0),

@@ -35,6 +35,10 @@ class Config:
     max_dense: int = setting("factors of a larger dimension are diagonal", at_least=1)
     decompositions: str = setting("precision of decompositions", choices=["auto", "fp32", "fp64"])
     products: str = setting("precision of the products with decomposed factors", choices=["auto", "fp32", "bf16"])
+    first_damping: float | None = setting(
+        "λ before the first update, ×0.7 with every update until it is `damping`; null: `damping` throughout",
+        above=0, later=True,
+    )  # fmt: skip
     quadratic_fraction: float | None = setting(
         "share of a batch's sequences in the exact quadratic model that chooses step size and momentum; null: none",
         above=0, at_most=1, later=True,
@@ -68,6 +72,7 @@ def build(approximation: str, model: nn.Module, config: Config, task: Task, seed
         kl_clip=config.kl_clip,
         momentum=config.momentum,
         damping=config.damping,
+        first_damping=config.first_damping,
         weight_decay=config.weight_decay,
         statistics_every=config.statistics_every,
         statistics_fraction=config.statistics_fraction,

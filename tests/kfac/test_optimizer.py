@@ -601,6 +601,27 @@ def test_damping_grows_when_the_loss_is_lost_and_stays_when_nothing_moved():
     assert optimizer.damping == damping
 
 
+def test_the_first_damping_falls_to_the_lasting_one_and_inverses_are_made_with_it():
+    def moved(damping, **options):
+        model = language_model()
+        optimizer = KFAC(model, loss_scale=T, damping=damping, statistics_every=1, refresh_every=1, **options)
+        seen = []
+        for update in range(4):
+            train(model, optimizer, range(update, update + 1))
+            seen.append(optimizer.stats()["damping"])
+        return seen, [p.detach().clone() for p in model.parameters()]
+
+    seen, falling = moved(3e-2, first_damping=0.1)
+    assert seen == pytest.approx([0.1, 0.07, 0.049, 0.0343])
+
+    model = language_model()
+    optimizer = KFAC(model, loss_scale=T, damping=1.0, statistics_every=1, refresh_every=1)
+    for update, optimizer.damping in enumerate(seen):
+        train(model, optimizer, range(update, update + 1))
+    assert all(torch.equal(one, other) for one, other in zip(falling, model.parameters(), strict=True))
+    assert not torch.equal(falling[0], moved(3e-2)[1][0])
+
+
 def test_adapting_a_fixed_damping_is_refused():
     optimizer = KFAC(language_model(), loss_scale=T)
     assert not optimizer.reduction_due
@@ -682,6 +703,7 @@ OUT_OF_RANGE = {
     "fallback": ("adam", 1),
     "lr": (0.0, -1.0, math.nan, math.inf),
     "damping": (0.0, -1e-3, math.nan),
+    "first_damping": (0.0, -1e-3, math.inf),
     "kl_clip": (0.0, math.inf),
     "loss_scale": (0, -1, math.nan),
     "gamma_max": (0.0, math.inf),

@@ -34,7 +34,7 @@ def compose(tiny_ptb: Path, tmp_path: Path) -> Any:
 
 def test_settings_that_came_later_leave_the_identity_of_runs_without_them_alone() -> None:
     run = config.compose(["task=repeat_copy", "optimizer=kfac_option1"])
-    later = {"quadratic_fraction": "0.25", "adapt_damping_every": "5"}
+    later = {"first_damping": "0.1", "quadratic_fraction": "0.25", "adapt_damping_every": "5"}
     assert not later.keys() & run.scientific["optimizer"].keys()
     for key, value in later.items():
         other = config.compose(["task=repeat_copy", "optimizer=kfac_option1", f"optimizer.{key}={value}"])
