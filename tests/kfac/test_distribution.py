@@ -29,7 +29,7 @@ from tests.ranks import together
 THREE = ("indep", "option1", "option2")
 T, B, V, H = 5, 12, 6, 4
 UPDATES = 7
-SETTINGS = {"statistics_every": 2, "statistics_fraction": 0.4, "refresh_every": 3}
+SETTINGS = {"damping": 1e-3, "statistics_every": 2, "statistics_fraction": 0.4, "refresh_every": 3}
 BACKGROUND = {"refresh_delay": 2}
 IDLE = {"statistics_fraction": 1 / 6}  # two sequences a pass: of four ranks, two have none
 ADAPTIVE = {"adaptive_damping": LevenbergMarquardt(every=2)}
