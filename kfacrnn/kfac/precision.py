@@ -29,3 +29,15 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def has_half_precision_kernels(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether torch's LSTM runs in that dtype at all, and products not thirty times as long as in float32: on a CPU it
+    is oneDNN, which wants instructions of the processor for bfloat16 and float16."""
+    if device.type != "cpu":
+        return True
+    wanted = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return dtype not in wanted or wanted[dtype]()

@@ -27,6 +27,7 @@ from kfacrnn.nn.recurrence import (
     TorchSteps,
     forward_tensors,
     gate_splits,
+    kernels_for,
     never_compiled,
     previous_hidden,
     recurrent_weight_gradient,
@@ -98,7 +99,8 @@ class LSTM(Capturable, nn.LSTM):
     @never_compiled
     def forward(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]:  # type: ignore[override]
         if self.tape is None:
-            return super().forward(input, hx)
+            with kernels_for(cast(Tensor, self.weight_hh_l0)):
+                return super().forward(input, hx)
         layers = [partial(_captured_layer, map, self.tape) for map in cast(tuple[LinearMap, ...], self.maps())]
         output, state = run_captured(self, layers, input, hx, states=2)
         return output, cast(State, state)

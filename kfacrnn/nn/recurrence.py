@@ -9,14 +9,17 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.backends import mkldnn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
+from kfacrnn.kfac.precision import has_half_precision_kernels
 from kfacrnn.nn import pointwise
 
 aten = torch.ops.aten
@@ -43,6 +46,15 @@ def never_compiled(function: Function) -> Function:
 def gate_splits(hidden_size: int) -> dict[str, int]:
     """Rows of each gate, in torch's order."""
     return dict.fromkeys("ifgo", hidden_size)
+
+
+def kernels_for(weight: Tensor) -> AbstractContextManager[Any]:
+    """Where torch's LSTM would take oneDNN's kernels and oneDNN has none for the processor: those of torch itself."""
+    kind = weight.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    if has_half_precision_kernels(dtype, weight.device):
+        return nullcontext()
+    return mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None, fp32_precision=None)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
