@@ -1,32 +1,23 @@
 """One training run, from nothing or from where it stopped, to `done`, `diverged` or `interrupted`.
 
-Everything that decides the next update lives in `Session` and goes through a checkpoint, so that a run that was killed
-at any moment and started again ends bit for bit where an undisturbed one ends.
+What decides the next update lives in a `Session` and goes through a checkpoint; here is when a run starts and ends, and
+when rows, statuses and checkpoints are written.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import os
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.utils import get_total_norm
-from torch.optim.lr_scheduler import LambdaLR
 
-from kfacrnn import discovery, provenance, ranks, signals, track
-from kfacrnn.clock import Ledger
+from kfacrnn import provenance, ranks, signals, track
 from kfacrnn.config import Run
-from kfacrnn.errors import UserError, first_line
+from kfacrnn.errors import first_line
 from kfacrnn.kfac.maths import DecompositionError
-from kfacrnn.memory import keep_freed_memory, peak_rss_mb, shortage_explained
+from kfacrnn.memory import shortage_explained
 from kfacrnn.progress import Progress, Silence
-from kfacrnn.store import FINISHED, SCHEMA_VERSION, RunFolder, Store
+from kfacrnn.session import Diverged, Session
+from kfacrnn.store import FINISHED, RunFolder, Store
 from kfacrnn.track import Mirror, Nobody, open_mirror
 
 HEARTBEAT = 10.0  # seconds
@@ -74,233 +65,6 @@ def _session(session: Session, folder: RunFolder, command: str) -> None:
         raise
 
 
-class Session:
-    """The living parts of a run: model, optimiser, schedule, data, clock, and the losses not yet written down. Tokens,
-    losses and units are those of this process's sequences: see `kfacrnn.ranks`."""
-
-    def __init__(self, run: Run):
-        self.run = run
-        self.update = 0
-        self.tokens = 0
-        self.device = ranks.device(run.device)
-        torch.set_num_threads(run.threads)
-        keep_freed_memory()
-        synchronise = torch.cuda.synchronize if self.device.type == "cuda" else lambda: None
-        self.ledger = Ledger(synchronise)
-        build_task = discovery.load("tasks", run.task.name).build
-        build_optimizer = discovery.load("optimizers", run.optimizer.name).build
-        with ranks.first_goes_ahead():
-            self.task = build_task(run.task, seed=run.seed, device=self.device, data=run.data)
-        torch.manual_seed(run.seed)
-        self.model = self.task.build_model()
-        self.optimizer = build_optimizer(self.model, run.optimizer, task=self.task, seed=run.seed)
-        self.parallel_model = ranks.parallel(self.model)
-        ranks.reseed(run.seed, 0)
-        schedule, updates = run.optimizer.schedule, run.budget.updates
-        self.schedule = LambdaLR(self.optimizer, lambda update: schedule.factor(update, updates))
-        self.losses: list[Tensor] = []  # training losses since the last row, on the device
-        self.units: list[int] = []
-
-    def begin(self, folder: RunFolder, command: str) -> None:
-        """Continues from the newest whole checkpoint, or starts; writes configuration and provenance. Raises
-        `UserError` for a checkpoint that is whole and yet not this run's."""
-        from omegaconf import OmegaConf
-
-        checkpoint = ranks.of_first(folder.load_checkpoint())
-        if checkpoint is not None:
-            try:
-                self.load_state_dict(checkpoint)
-            except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-                raise UserError(f"{folder.path / 'checkpoint.pt'}: not of this run ({first_line(error)})") from error
-        folder.truncate(self.update)
-        session = {
-            "start": provenance.now(),
-            "from_update": self.update,
-            "command": command,
-            **provenance.commit(),
-            "versions": provenance.versions(),
-            "hardware": provenance.hardware(self.run.device) | ranks.hardware(),
-            "threads": self.run.threads,
-            "ranks": ranks.count(),
-            "jobs": int(os.environ.get("KFACRNN_JOBS", "1")),
-        }
-        meta = {
-            "schema_version": SCHEMA_VERSION,
-            "run_id": self.run.run_id,
-            "task": {"unit": self.task.unit, "metric": self.task.metric, "chance": self.task.chance},
-            "data_checksums": self.task.checksums,
-            "sessions": [*folder.meta().get("sessions", []), session],
-        }
-        self.description = OmegaConf.to_yaml(dataclasses.asdict(self.run)), meta
-        folder.describe(*self.description)
-        folder.set_status("running", update=self.update, updates=self.run.budget.updates)
-
-    @contextmanager
-    def training(self) -> Iterator[None]:
-        """Time that counts as training. What an optimiser does in the background stands still at all other times."""
-        with self.ledger("train"):
-            if hasattr(self.optimizer, "resume"):
-                self.optimizer.resume()
-            yield
-            if hasattr(self.optimizer, "pause"):
-                self.optimizer.pause()
-
-    def step(self) -> Any:
-        """One update; returns the batch."""
-        batch = self.task.next_batch()
-        if getattr(self.optimizer, "statistics_due", False):
-            cases = self.optimizer.statistics_cases(batch.cases)
-            with self._autocast():
-                self.optimizer.update_statistics(lambda: self.task.predict(self.model, batch, cases))
-        self.optimizer.zero_grad()
-        noise = self._rng()
-        with self._autocast():
-            loss = self.task.loss(self.parallel_model, batch)
-        loss.backward()
-        self.grad_norm = self._gradient_norm() if self.row_is_due(self.update + 1) else None
-        self.lr = self.optimizer.param_groups[0]["lr"]
-        self._take_step(batch)
-        self._adapt_damping(batch, loss.detach(), noise)
-        self.schedule.step()
-        self.losses.append(loss.detach())
-        self.units.append(batch.units)
-        self.update += 1
-        self.tokens += batch.tokens
-        return batch
-
-    def _take_step(self, batch: Any) -> None:
-        if getattr(self.optimizer, "quadratic_model", None) is None:
-            self.optimizer.step()
-        else:
-            cases = self.optimizer.quadratic_cases(batch.cases)
-            self.optimizer.step(forward=lambda: self.task.predict(self.model, batch, cases))
-
-    def _adapt_damping(self, batch: Any, loss: Tensor, noise: dict[str, Any]) -> None:
-        """By what the loss of the same batch, with the same noise, is after the step."""
-        if not getattr(self.optimizer, "reduction_due", False):
-            return
-        cuda = [self.device] if self.device.type == "cuda" else []
-        with torch.no_grad(), self._autocast(), torch.random.fork_rng(devices=cuda):
-            self._set_rng(noise)
-            predicted = self.task.predict(self.model, batch, slice(None))
-            after = predicted.log_loss(batch.targets).mean() / self.task.loss_scale
-        self.optimizer.adapt_damping(loss, after)
-
-    def _rng(self) -> dict[str, Any]:
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-    def _set_rng(self, rng: dict[str, Any]) -> None:
-        torch.set_rng_state(rng["cpu"])
-        if rng["cuda"] is not None:
-            torch.cuda.set_rng_state(rng["cuda"], self.device)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.run.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
-
-    def _gradient_norm(self) -> Tensor:
-        return get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-
-    def _evaluation_is_due(self, update: int) -> bool:
-        budget = self.run.budget
-        return bool(budget.eval_every) and (update % budget.eval_every == 0 or update == budget.updates)
-
-    def row_is_due(self, update: int) -> bool:
-        budget = self.run.budget
-        return update % budget.log_every == 0 or update == budget.updates or self._evaluation_is_due(update)
-
-    def row(self) -> dict[str, Any]:
-        """The row of metrics.csv for the updates since the last one."""
-        task, seconds_before = self.task, self._seconds_at_last_row
-        with self.ledger("eval"):
-            evaluate = self._evaluation_is_due(self.update)
-            with torch.no_grad(), self._autocast():
-                valid = task.evaluate(self.model, "valid") if evaluate else None
-        losses, units = self._losses_of_all()
-        nats = float((losses * units).sum() / units.sum())
-        stats = self.optimizer.stats() if hasattr(self.optimizer, "stats") else {}
-        wall, seconds = self.ledger.total, self.ledger.wall["train"]
-        row = {
-            "update": self.update,
-            "epoch": self.update / task.updates_per_epoch if task.updates_per_epoch else None,
-            "tokens": ranks.total(self.tokens),
-            "time_train_s": seconds,
-            "time_eval_s": self.ledger.wall["eval"],
-            "time_wall_s": wall,
-            "cpu_s": self.ledger.cpu["train"],
-            "train/nats": nats,
-            "train/metric": task.to_metric(nats),
-            "valid/nats": valid,
-            "valid/metric": None if valid is None else task.to_metric(valid),
-            "lr": self.lr,
-            "grad_norm": None if self.grad_norm is None else float(self.grad_norm),
-            "updates_per_s": len(self.losses) / max(seconds - seconds_before, 1e-9),
-            "memory_mb": peak_rss_mb(),
-            **stats,
-        }
-        self.losses, self.units, self._seconds_at_last_row = [], [], seconds
-        return row
-
-    _seconds_at_last_row = 0.0
-    grad_norm: Tensor | None = None
-    lr = 0.0
-
-    def _losses_of_all(self) -> tuple[Tensor, Tensor]:
-        """Of every update since the last row, over all processes: the loss, and the units that it averages over."""
-        losses = torch.stack(self.losses).double().cpu() if self.losses else torch.empty(0, dtype=torch.float64)
-        return ranks.means(losses, torch.tensor(self.units, dtype=torch.float64))
-
-    def divergence(self) -> str | None:
-        """Why the updates since the last row are no result: a loss that is not finite or, since the last update's own
-        loss is never seen, parameters that are not."""
-        bad = (~torch.isfinite(self._losses_of_all()[0])).nonzero()
-        if len(bad):
-            return f"loss not finite at update {self.update - len(self.losses) + 1 + int(bad[0])}"
-        if self.is_last and not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
-            return f"parameters not finite after update {self.update}"
-        return None
-
-    @property
-    def is_last(self) -> bool:
-        return self.update == self.run.budget.updates
-
-    def state_dict(self) -> dict[str, Any]:
-        """Of all processes together, complete in the first: a run may go on with another number of them."""
-        losses, units = self._losses_of_all()
-        rng, *others_rng = ranks.each(self._rng())
-        return {
-            "update": self.update,
-            "tokens": ranks.total(self.tokens),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "task": self.task.state_dict(),
-            "losses": losses.tolist(),
-            "units": units.long().tolist(),
-            "rng": rng,
-            "others_rng": others_rng,
-            "ledger": self.ledger.state_dict(),
-            "seconds_at_last_row": self._seconds_at_last_row,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.update = state["update"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.task.load_state_dict(state["task"])
-        self.losses = [torch.tensor(loss, device=self.device) for loss in state["losses"]]
-        own = 1 if ranks.is_first() else 0  # what has been counted is the first process's to carry on
-        self.tokens, self.units = own * state["tokens"], [own * units for units in state["units"]]
-        ranks.reseed(self.run.seed, self.update)
-        for rng in [state["rng"], *state.get("others_rng", [])][ranks.rank() :][:1]:
-            self._set_rng(rng)
-        self.ledger.load_state_dict(state["ledger"])
-        self._seconds_at_last_row = state["seconds_at_last_row"]
-
-
 def _loop(session: Session, folder: RunFolder, mirror: Mirror) -> None:
     run, ledger = session.run, session.ledger
     budget, title = run.budget, f"{run.task.name} {run.optimizer.name} {run.run_id}"
@@ -309,20 +73,14 @@ def _loop(session: Session, folder: RunFolder, mirror: Mirror) -> None:
     with signals.collected() as received, shown as progress:
         while session.update < budget.updates:
             try:
-                with session.training():
-                    session.step()
-            except (torch.linalg.LinAlgError, DecompositionError) as error:  # no matrix of a healthy run does that
-                state, reason = "diverged", f"{first_line(error)} at update {session.update + 1}"
+                _step(session)
+                with ledger("log"):
+                    row = session.row() if session.row_is_due(session.update) else None
+            except Diverged as why:
+                state, reason = "diverged", str(why)
                 break
             with ledger("log"):
-                if session.row_is_due(session.update):
-                    reason = session.divergence() or ""
-                    row = {} if reason else session.row()
-                    if session.is_last and not math.isfinite(row.get("valid/nats") or 0.0):
-                        reason = f"validation loss not finite after update {session.update}"
-                    if reason:
-                        state = "diverged"
-                        break
+                if row is not None:
                     folder.append(row)
                     mirror.log(row)
                     note = f"{row['train/metric']:.4g} {session.task.metric}"
@@ -338,6 +96,14 @@ def _loop(session: Session, folder: RunFolder, mirror: Mirror) -> None:
                 state, reason = "interrupted", f"by {signals.name(number)}"
                 break
     _end(session, folder, mirror, state, reason)
+
+
+def _step(session: Session) -> None:
+    try:
+        with session.training():
+            session.step()
+    except (torch.linalg.LinAlgError, DecompositionError) as error:  # no matrix of a healthy run does that
+        raise Diverged(f"{first_line(error)} at update {session.update + 1}") from error
 
 
 def _end(session: Session, folder: RunFolder, mirror: Mirror, state: str, reason: str) -> None:

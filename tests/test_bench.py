@@ -22,7 +22,7 @@ from kfacrnn.bench.subjects import PARTS, Phases, Record, Step, TrainingRun, int
 from kfacrnn.config import Run
 from kfacrnn.errors import UserError
 from kfacrnn.kfac.optimizer import KFAC
-from kfacrnn.train import Session
+from kfacrnn.session import Session
 from tests import synthetic
 
 STATISTICS, REFRESH, BOTH = Kind(True, False), Kind(False, True), Kind(True, True)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from kfacrnn import config, discovery
 from kfacrnn.config import Run
-from kfacrnn.train import Session, train
+from kfacrnn.session import Session
+from kfacrnn.train import train
 from tests.runs import curve
 
 TASKS = discovery.modules("tasks")

@@ -20,8 +20,9 @@ import torch
 from kfacrnn import config, difference, discovery, ranks
 from kfacrnn.data import ptb
 from kfacrnn.errors import UserError
+from kfacrnn.session import Session
 from kfacrnn.store import RunFolder, Store
-from kfacrnn.train import Session, train
+from kfacrnn.train import train
 from tests import processes
 from tests.ranks import together
 from tests.synthetic import TINY

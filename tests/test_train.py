@@ -20,8 +20,9 @@ from kfacrnn import KFAC, config, provenance, store, track
 from kfacrnn import train as training
 from kfacrnn.data import ptb
 from kfacrnn.errors import UserError
+from kfacrnn.session import Session
 from kfacrnn.store import RunFolder, Store
-from kfacrnn.train import Session, train
+from kfacrnn.train import train
 from tests import processes
 from tests.runs import curve
 from tests.synthetic import TINY

@@ -22,7 +22,7 @@ from kfacrnn.config import Run
 from kfacrnn.errors import UserError
 from kfacrnn.kfac.optimizer import KFAC
 from kfacrnn.progress import Progress
-from kfacrnn.train import Session
+from kfacrnn.session import Session
 
 REFRESH = Kind(refresh=True)
 PARTS = ("train", "statistics", "refresh", "products", "update")

@@ -19,8 +19,9 @@ from unittest import mock
 
 from kfacrnn import config, selection
 from kfacrnn.errors import UserError
+from kfacrnn.session import Session
 from kfacrnn.store import RunFolder
-from kfacrnn.train import Session, train
+from kfacrnn.train import train
 from tests.synthetic import TINY, write_experiment
 from tests.torture.runs import fingerprint, folder_of, say
 from tests.torture.tally import Tally

@@ -12,8 +12,8 @@ from unittest import mock
 from kfacrnn import config
 from kfacrnn.experiment import load
 from kfacrnn.plan import Plan
+from kfacrnn.session import Session
 from kfacrnn.store import COLUMNS, Store
-from kfacrnn.train import Session
 from tests import processes, synthetic
 from tests.synthetic import TINY, write_experiment
 from tests.torture.runs import fingerprint, folder_of, say

@@ -18,8 +18,8 @@ from unittest import mock
 
 import torch
 
+from kfacrnn.session import Session
 from kfacrnn.store import RunFolder
-from kfacrnn.train import Session
 from tests.torture.runs import Said, combinations, folder_of, say, small, use_tiny_corpus
 from tests.torture.tally import Tally
 
