@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from kfacrnn.errors import UserError
+from kfacrnn.kfac.precision import has_half_precision_kernels
 from kfacrnn.store import RunFolder
 
 Anything = TypeVar("Anything")
@@ -66,8 +67,8 @@ def _leave() -> None:
     dist.destroy_process_group()
 
 
-def device(name: str) -> torch.device:
-    """`cuda` is this rank's own GPU. Raises `UserError` if there is none."""
+def device(name: str, precision: str) -> torch.device:
+    """`cuda` is this rank's own GPU. Raises `UserError` if there is none, or none that computes in that precision."""
     device = torch.device(name)
     if device.type == "cuda":
         if count() > 1:
@@ -76,6 +77,8 @@ def device(name: str) -> torch.device:
             raise UserError(f"device={device}: torch finds {found} CUDA devices here; write device=cpu")
         if count() > 1:
             torch.cuda.set_device(device)  # as NCCL expects
+    if precision == "bf16" and not has_half_precision_kernels(torch.bfloat16, device):
+        raise UserError("precision=bf16: this processor has no bfloat16 arithmetic; write precision=fp32")
     return device
 
 

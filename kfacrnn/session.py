@@ -38,7 +38,7 @@ class Session:
         self.run = run
         self.update = 0
         self.tokens = 0
-        self.device = ranks.device(run.device)
+        self.device = ranks.device(run.device, run.precision)
         torch.set_num_threads(run.threads)
         keep_freed_memory()
         synchronise = torch.cuda.synchronize if self.device.type == "cuda" else lambda: None

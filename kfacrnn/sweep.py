@@ -32,8 +32,8 @@ def sweep(
 ) -> int:
     """Trains every run of an experiment that is not finished: in processes of this machine, or through the launcher
     that Hydra's own settings among the `overrides` name. Exit code: 0 when all of them are, 1 when some are not, 130
-    when it was stopped. Raises, before the first run, `UserError` for a point of a grid that cannot be run and
-    `ModuleNotFoundError` for a package that an optimiser needs."""
+    when it was stopped. Raises, before the first run, `UserError` for a point of a grid that cannot be run, or not on
+    this machine, and `ModuleNotFoundError` for a package that an optimiser needs."""
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: must be at least 1")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:  # as kfacrnn.ranks, without its imports
@@ -48,6 +48,8 @@ def sweep(
     if dry_run:
         return 0
     _require_packages(plan)
+    if not hydras_own:  # whose runs may be on other machines
+        _require_devices(plan)
     pending = Pending(plan, retry_failed)
     stopped = hydra.run(plan, pending, hydras_own) if hydras_own else local.run(plan, pending, jobs)
     if stopped:
@@ -67,6 +69,13 @@ def _require_packages(plan: Plan) -> None:
         package = discovery.missing("optimizers", name)
         if package:
             raise ModuleNotFoundError(f"{name} needs {package}", name=package)
+
+
+def _require_devices(plan: Plan) -> None:
+    from kfacrnn import ranks
+
+    for device, precision in {(p.run.device, p.run.precision): None for p in plan.known() if not p.finished}:
+        ranks.device(device, precision)
 
 
 def status(name: str, *, results: str, overrides: Sequence[str] = ()) -> int:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kfacrnn.data import ptb
+from kfacrnn.kfac.precision import has_half_precision_kernels
 from tests import corpus
 
 
@@ -35,6 +37,13 @@ def ptb_folder() -> str:
     if not (folder / "ptb.train.txt").exists():
         pytest.skip(f"no ptb.train.txt in {folder}: set KFACRNN_DATA, or run `kfacrnn data prepare`")
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def bfloat16() -> None:
+    """Skips where torch's LSTM does not run in bfloat16, and training in it is refused."""
+    if not has_half_precision_kernels(torch.bfloat16, torch.device("cpu")):
+        pytest.skip("this processor has no bfloat16 arithmetic")
 
 
 @pytest.fixture

@@ -254,7 +254,7 @@ def test_step_cost_writes_a_row_for_every_optimizer_and_prints_a_table(
     assert all(word in printed for word in ("kfac_option1", "/ sgd", "statistics", "peak MB", str(path)))
 
 
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("in_this_process", "bfloat16")
 def test_every_task_has_its_own_file_in_the_folder(tmp_path: Path, tiny_ptb: Path) -> None:
     flags = ["--task", "ptb_word", "--task", "ptb_char", "--precision", "bf16", "--threads", "1", "--rounds", "3"]
     assert (

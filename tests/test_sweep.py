@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from kfacrnn import discovery, experiment, sweep
+from kfacrnn import discovery, experiment, ranks, sweep
 from kfacrnn.errors import UserError
 from kfacrnn.plan import Plan, PlannedRun
 from tests.synthetic import store, write_experiment
@@ -80,6 +80,15 @@ def test_a_missing_package_is_reported_before_the_first_run(
     monkeypatch.setattr(discovery, "missing", lambda package, name: "opt_einsum" if name == "soap" else None)
     assert sweep.sweep(path, results=str(tmp_path), dry_run=True) == 0
     with pytest.raises(ModuleNotFoundError, match="soap needs opt_einsum"):
+        sweep.sweep(path, results=str(tmp_path))
+
+
+def test_a_precision_that_this_machine_lacks_is_reported_before_the_first_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_processes: None
+) -> None:
+    path = write_experiment(tmp_path / "one.yaml", "{SGD: {optimizer: sgd, overrides: [precision=bf16]}}")
+    monkeypatch.setattr(ranks, "has_half_precision_kernels", lambda dtype, device: False)
+    with pytest.raises(UserError, match="precision=bf16"):
         sweep.sweep(path, results=str(tmp_path))
 
 

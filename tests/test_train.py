@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from kfacrnn import KFAC, config, provenance, store, track
+from kfacrnn import KFAC, config, provenance, ranks, store, track
 from kfacrnn import train as training
 from kfacrnn.data import ptb
 from kfacrnn.errors import UserError
@@ -286,6 +286,13 @@ def test_what_cannot_start_leaves_no_state_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_bf16_is_refused_where_the_processor_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "has_half_precision_kernels", lambda dtype, device: False)
+    with pytest.raises(UserError, match=r"^precision=bf16: this processor has no bfloat16 .* write precision=fp32$"):
+        train(tiny(tmp_path, "precision=bf16"), "test")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_sizes_for_which_there_is_no_memory_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^not enough memory for repeat_copy of these sizes: "):
         train(tiny(tmp_path, "task.slots=1000000000000", "task.word_size=1000000"), "test")
@@ -350,6 +357,7 @@ def test_same_seed_same_weights_and_batches_whatever_the_optimizer_and_the_resul
         assert torch.equal(one.step().inputs, other.step().inputs)
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_bf16_trains_close_to_fp32_but_not_the_same(tiny_ptb: Path) -> None:
     small = ["task.hidden=8", "task.batch_size=4", "task.bptt=5", "budget.updates=4", "threads=1"]
     where = ["task=ptb_char", f"data.root={tiny_ptb}", f"results={tiny_ptb}"]

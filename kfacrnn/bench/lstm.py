@@ -41,6 +41,7 @@ def subjects(run: Run) -> dict[str, Subject]:
     import torch
     from torch import nn
 
+    from kfacrnn import ranks
     from kfacrnn.bench.cycle import PLAIN, Kind, Weights
     from kfacrnn.bench.subjects import Phases, Step
     from kfacrnn.kfac.capture import Recorder
@@ -50,7 +51,7 @@ def subjects(run: Run) -> dict[str, Subject]:
     torch.set_num_threads(run.threads)
     keep_freed_memory()
     torch.manual_seed(run.seed)
-    device, sizes = torch.device(run.device), run.task
+    device, sizes = ranks.device(run.device, run.precision), run.task
     synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     x = torch.randn(sizes.bptt, sizes.batch_size, sizes.hidden, device=device, requires_grad=True)
 

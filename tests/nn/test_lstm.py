@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from kfacrnn.kfac.capture import Tape
-from kfacrnn.kfac.precision import has_half_precision_kernels
 from kfacrnn.nn import LSTM
 from kfacrnn.nn import lstm as own
 from kfacrnn.nn import recurrence as shared
@@ -223,9 +222,7 @@ def test_the_recurrence_passes_gradcheck():
     assert torch.autograd.gradcheck(recurrence, arguments)
 
 
-@pytest.mark.skipif(
-    not has_half_precision_kernels(torch.bfloat16, torch.device("cpu")), reason="torch's LSTM fails in bfloat16 here"
-)
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("state_given", [False, True])
 def test_under_bfloat16_autocast_results_are_close_to_torchs_and_taps_are_float32(state_given, path):
     theirs, ours = twins(torch.float32, num_layers=2)
