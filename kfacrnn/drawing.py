@@ -31,6 +31,7 @@ COLOURS = {
     "psgd_kron": "#882255",
     "muon": "#7B5AA6",
 }
+WIDTHS = {"kfac_indep": 3.2, "kfac_option1": 2.0, "kfac_option2": 0.9}  # their curves often coincide: each is seen
 OTHER_COLOURS = ("#44AA99", "#999933", "#AA4499", "#117733", "#332288")
 LEGEND_COLUMNS, LEGEND_ROW = 3, 0.19  # inches
 LEGEND_WIDTH, NOTE_WIDTH = 70, 90  # characters of the labels side by side, and of a line of notes
@@ -117,8 +118,10 @@ def _draw_panel(ax: Any, described: Experiment, rows: Sequence[Row], end: float 
 
 def _look(described: Experiment, method: str, style: str) -> dict[str, Any]:
     """Colour for the optimiser, line style for the model, a marker for what else there is to a method."""
-    marker = described.methods[method].marker
-    look = {"color": colour(described.methods[method].optimizer), "linestyle": style}
+    optimizer, marker = described.methods[method].optimizer, described.methods[method].marker
+    look: dict[str, Any] = {"color": colour(optimizer), "linestyle": style}
+    if optimizer in WIDTHS:
+        look["linewidth"] = WIDTHS[optimizer]
     return look | ({"marker": MARKERS[marker], "markersize": 3.5, "markerfacecolor": "white"} if marker else {})
 
 
@@ -186,9 +189,13 @@ def _notes(described: Experiment, rows: Sequence[Row]) -> Iterator[str]:
     if counts:
         parts = [f"{count} for {', '.join(labels)}" for count, labels in sorted(counts.items())]
         yield textwrap.fill(f"numbers of trials are not equal: {'; '.join(parts)}", NOTE_WIDTH)
-    benched = list(dict.fromkeys(described.lines[row.line].label for row in rows if row.panel == "benched"))
+    trained, benched = (
+        list(dict.fromkeys(described.lines[row.line].label for row in rows if row.panel == panel))
+        for panel in ("updates", "benched")
+    )
     if benched:
-        yield textwrap.fill(f"seconds of {', '.join(benched)}: updates × benched seconds per update", NOTE_WIDTH)
+        whose = "" if benched == trained else f" of {', '.join(benched)}"
+        yield textwrap.fill(f"seconds{whose}: updates × benched seconds per update", NOTE_WIDTH)
 
 
 def _runs(rows: Sequence[Row], panel: str, line: str) -> int:
