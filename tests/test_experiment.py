@@ -224,11 +224,11 @@ def test_an_experiment_may_have_its_runs_from_another_and_then_brings_none(tmp_p
         experiment.load(str(again))
 
 
-def test_the_tuning_runs_of_figure_1_are_those_that_word_defaults_has_done(tmp_path: Path) -> None:
+def test_the_tuning_runs_of_adam_in_figure_1_are_those_that_word_defaults_has_done(tmp_path: Path) -> None:
     figure, defaults = (
-        Plan(experiment.load(name), str(tmp_path), only=["SGD"]) for name in ("figure1", "word_defaults")
+        Plan(experiment.load(name), str(tmp_path), only=["Adam"]) for name in ("figure1", "word_defaults")
     )
-    ids = [[run.run.run_id for run in runs] for runs in (figure.tuning["SGD 650"], defaults.tuning["SGD"])]
+    ids = [[run.run.run_id for run in runs] for runs in (figure.tuning["Adam 650"], defaults.tuning["Adam"])]
     assert ids[0] == ids[1]
 
 
