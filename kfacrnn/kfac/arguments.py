@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -49,3 +50,19 @@ def check_group(group: dict[str, Any]) -> None:
     check("lr", lr, math.isfinite(lr) and lr > 0, "finite and > 0")
     check("momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
     check("weight_decay", decay, math.isfinite(decay) and decay >= 0, "finite and >= 0")
+
+
+def check_forward(given: bool, needed: bool) -> None:
+    """That of `KFAC.step`."""
+    if given != needed:
+        raise ValueError(
+            "KFAC(quadratic_model=…) takes steps by step(forward=…), which returns the predictive distribution of "
+            "quadratic_cases; without a quadratic model there is no forward"
+        )
+
+
+def check_covered(uncovered: Iterable[str], fallback: str | None) -> None:
+    """Nothing is left untrained in silence."""
+    if fallback is None and (names := ", ".join(uncovered)):
+        remedy = "use kfacrnn.nn layers, freeze them, or choose fallback='gradient'"
+        raise ValueError(f"no Fisher block covers {names}: {remedy}")

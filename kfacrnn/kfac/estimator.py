@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kfacrnn.kfac.blocks import Block, Curvature, KroneckerBlock, block_of
 from kfacrnn.kfac.capture import Recorder, Tap, Tape
+from kfacrnn.kfac.coverage import Coverage, Row
 from kfacrnn.kfac.distribution import Alone
 from kfacrnn.kfac.factors import Sequences
 from kfacrnn.kfac.maths import DecompositionError
@@ -197,6 +198,10 @@ class Estimator:
                 block, everyones = self.blocks[name], all_saw.sequences[name]
                 variance = distribution.output_variance() if block.is_logits and not self._empirical else None
                 block.observe(a, g, variance, replace(everyones, padding=sequences.padding))
+
+    def coverage(self) -> Coverage:
+        rows = [row for block in self.blocks.values() for row in block.coverage()]
+        return Coverage([*rows, *(Row("—", name, "gradient", "") for name in self.uncovered)])
 
     def state_dict(self) -> dict[str, Any]:
         inverses = self._distribution.whole({name: block.inverse for name, block in self.blocks.items()})

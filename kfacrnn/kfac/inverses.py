@@ -133,6 +133,19 @@ class Inverses:
             else:
                 self._blocks[name].inverse = inverse
 
+    def stats(self) -> dict[str, float]:
+        """Of the inverses in use: extremes of ψ̂, the worst condition numbers; and counts of what went wrong."""
+        seen = [block.diagnostics for block in self._blocks.values() if block.diagnostics is not None]
+        return {
+            "psi_min": min((d.psi_min for d in seen), default=0.0),
+            "psi_max": max((d.psi_max for d in seen), default=0.0),
+            "psi_clipped": sum(d.clipped for d in seen),
+            "condition_A": max((d.condition_A for d in seen), default=1.0),
+            "condition_G": max((d.condition_G for d in seen), default=1.0),
+            "retries": sum(d.retries for d in seen),
+            "failed_inversions": self.failures,
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """Waits for pending work: what it found belongs to the state."""
         pending = None

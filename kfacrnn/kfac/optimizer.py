@@ -19,22 +19,25 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from kfacrnn.kfac.arguments import check_group, check_settings
+from kfacrnn.kfac.arguments import check_covered, check_forward, check_group, check_settings
 from kfacrnn.kfac.blocks import Curvature
 from kfacrnn.kfac.cadence import is_due
-from kfacrnn.kfac.coverage import Coverage, Row
+from kfacrnn.kfac.coverage import Coverage
+from kfacrnn.kfac.damping import Damping, LevenbergMarquardt
 from kfacrnn.kfac.distribution import distribution
 from kfacrnn.kfac.estimator import Estimator
 from kfacrnn.kfac.inverses import Inverses
 from kfacrnn.kfac.maths import GAMMA_MAX
 from kfacrnn.kfac.quadratic import STAY, Chosen, QuadraticModel, common_share, plane, repeatable
-from kfacrnn.kfac.step_size import LevenbergMarquardt, kl_bounded
+from kfacrnn.kfac.step_size import bounded_step
+from kfacrnn.kfac.update import Directions, move, preconditioned, predicted_change, running, steps
 from kfacrnn.predictive import Distribution
 
 
@@ -118,14 +121,12 @@ class KFAC(torch.optim.Optimizer):
         params = [p for p in model.parameters() if p.requires_grad] if params is None else params
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.approximation = approximation
-        self.damping = damping
-        self._first_damping = first_damping or 0.0
+        self._damping = Damping(damping, first_damping, adaptive_damping)
         self.kl_clip = kl_clip
         self.quadratic_model = quadratic_model
         self._loss_scale = loss_scale
         self._statistics_every = statistics_every
         self._statistics_fraction = statistics_fraction
-        self._adaptive_damping = adaptive_damping
         self._distribution = distribution(process_group, inverse_share)
         self._estimator = Estimator(
             model,
@@ -136,20 +137,12 @@ class KFAC(torch.optim.Optimizer):
             seed=seed,
             distribution=self._distribution,
         )
-        uncovered = ", ".join(self._estimator.uncovered)
-        if uncovered and fallback is None:
-            remedy = "use kfacrnn.nn layers, freeze them, or choose fallback='gradient'"
-            raise ValueError(f"no Fisher block covers {uncovered}: {remedy}")
+        check_covered(self._estimator.uncovered, fallback)
         self._inverses = Inverses(self._estimator.blocks, refresh_every, refresh_delay, self._distribution)
-        self._updates = 0
+        self._updates = self._next_case = self._skipped = 0
         self._newest_statistics = -1  # the update before which they were taken
-        self._next_case = 0
-        self._skipped = 0
         self._curvature = 0.0  # ΔᵀF̂Δ of the last update
-        self._step_size = 0.0
-        self._momentum = 0.0
-        self._predicted_kl = 0.0
-        self._predicted_change = 0.0
+        self._step_size = self._momentum = self._predicted_kl = self._predicted_change = 0.0
         self._last_curvature = 0.0  # vᵀ(F + λ_h I)v, as far as the quadratic model is asked
         self._reduction_ratio = math.nan
 
@@ -213,11 +206,7 @@ class KFAC(torch.optim.Optimizer):
         Raises RuntimeError before the first `update_statistics`, and ValueError if the very first factors cannot be
         inverted, or if there is a `forward` without a quadratic model or the other way round.
         """
-        if (forward is None) != (self.quadratic_model is None):
-            raise ValueError(
-                "KFAC(quadratic_model=…) takes steps by step(forward=…), which returns the predictive distribution of "
-                "quadratic_cases; without a quadratic model there is no forward"
-            )
+        check_forward(forward is not None, self.quadratic_model is not None)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -225,7 +214,7 @@ class KFAC(torch.optim.Optimizer):
         if self._newest_statistics < 0:
             raise RuntimeError("KFAC.step needs curvature: call update_statistics whenever statistics_due is True")
         with torch.autocast(self._estimator.device.type, enabled=False):  # a user may step where the loss is computed
-            self._inverses.advance(self._updates, self._newest_statistics, self._damping_before(self._updates))
+            self._inverses.advance(self._updates, self._newest_statistics, self._damping.before(self._updates))
             directions, curvature = self._directions()
         self._step_size = self._momentum = self._predicted_kl = self._predicted_change = 0.0
         is_usable = math.isfinite(curvature) and curvature >= 0
@@ -238,129 +227,72 @@ class KFAC(torch.optim.Optimizer):
         self._updates += 1
         return loss
 
-    def _directions(self) -> tuple[dict[Tensor, Tensor], float]:
-        """Δ for every parameter, and ΔᵀF̂Δ = Δᵀ∇h in one transfer from the device."""
-        directions: dict[Tensor, Tensor] = {}
-        products = []
-        blocks = [block for block in self._estimator.blocks.values() if block.has_gradient]
-        found = self._distribution.directions(blocks, self._loss_scale)
-        for block, (block_directions, product) in zip(blocks, found, strict=True):
-            for parameter, direction in zip(block.parameters, block_directions, strict=True):
-                if direction.shape == parameter.shape:
-                    directions[parameter] = direction
-                else:  # other maps hold the other rows
-                    directions.setdefault(parameter, torch.zeros_like(parameter))[block.map.rows] = direction
-            products.append(product)
-        for parameter in self._estimator.uncovered.values():
-            if parameter.grad is not None:
-                directions[parameter] = parameter.grad
-                products.append(parameter.grad.square().sum())
-        return directions, self._distribution.mean(torch.stack(products).sum()).item() if products else 0.0
+    def _directions(self) -> tuple[Directions, float]:
+        return preconditioned(self._estimator, self._distribution, self._loss_scale)
 
-    def _chosen(self, directions: dict[Tensor, Tensor], forward: Callable[[], Distribution]) -> Chosen | None:
+    def _chosen(self, directions: Directions, forward: Callable[[], Distribution]) -> Chosen | None:
         """What the quadratic model makes of Δ and the last update; None if anything is not finite."""
         share = common_share(self.param_groups)
         if not self._curvature:
             return STAY
-        vectors, foretold = [list(directions.values())], [self._curvature]
+        foretold = [(list(directions.values()), self._curvature)]
         if self._last_curvature > 0:
-            vectors.append([self._running(p, "velocity") for p in directions])
-            foretold.append(self._last_curvature)
-        gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in directions]
+            foretold.append((running("velocity", directions, self.state), self._last_curvature))
         with self._estimator.private_randomness():
-            forward = repeatable(forward, self._estimator.device)
-            found = plane(forward, list(directions), gradient, vectors, foretold, self._loss_scale)
-        found = found.averaged(self._distribution.mean)
-        return found.chosen(self._damping_before(self._updates) * found.length / self._loss_scale, share)
+            found = plane(repeatable(forward, self._estimator.device), list(directions), foretold, self._loss_scale)
+        return found.averaged(self._distribution.mean).chosen(self._damping.before(self._updates), share)
 
-    def _move(self, directions: dict[Tensor, Tensor], chosen: Chosen | None) -> None:
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p in directions]
-            if not parameters:
-                continue
-            s = group["lr"] / group["first_lr"]
-            if chosen is None:
-                eta, mu = s * kl_bounded(group["first_lr"], self.kl_clip, self._curvature), group["momentum"]
-            else:
-                eta, mu = s * chosen.alpha, s * chosen.mu
-            self._step_size, self._momentum = max(self._step_size, eta, key=abs), max(self._momentum, mu, key=abs)
-            velocities = [self._running(p, "velocity") for p in parameters]
-            torch._foreach_mul_(velocities, mu)
-            torch._foreach_add_(velocities, [directions[p] for p in parameters], alpha=-eta)
-            if group["weight_decay"]:
-                torch._foreach_mul_(parameters, 1 - max(eta, 0.0) * group["weight_decay"])
-            torch._foreach_add_(parameters, velocities)
-            if self._adaptive_damping is not None and chosen is None:
-                self._predict_change(parameters, eta, mu)
-        self._predicted_kl = self._step_size**2 * self._curvature / 2
-        if chosen is not None:
+    def _move(self, directions: Directions, chosen: Chosen | None) -> None:
+        bounded = partial(bounded_step, kl_clip=self.kl_clip, curvature=self._curvature)
+        taken = steps(self.param_groups, directions, bounded if chosen is None else chosen.step)
+        self._step_size, self._momentum = move(taken, directions, self.state)
+        if chosen is None:
+            self._predicted_kl = self._step_size**2 * self._curvature / 2
+            self._predicted_change = predicted_change(taken, self.state) if self._damping.is_adaptive else 0.0
+        else:
             self._predicted_kl, self._predicted_change = chosen.kl, chosen.change
             self._last_curvature = chosen.curvature
 
-    def _running(self, parameter: Tensor, name: str) -> Tensor:
-        state = self.state[parameter]
-        if name not in state:
-            state[name] = torch.zeros_like(parameter)
-        return state[name]
-
     # ---------------------------------------------------------------------------------------------------- damping
 
-    def _damping_before(self, update: int) -> float:
-        return max(self.damping, self._first_damping * 0.7**update)
+    @property
+    def damping(self) -> float:
+        """λ, which may be set at any time."""
+        return self._damping.lasting
+
+    @damping.setter
+    def damping(self, value: float) -> None:
+        self._damping.lasting = value
 
     @property
     def reduction_due(self) -> bool:
         """Whether `adapt_damping` should be called after the step just taken."""
-        return self._adaptive_damping is not None and self._updates % self._adaptive_damping.every == 0
+        return self._damping.is_due(self._updates)
 
     def adapt_damping(self, loss_before: float | Tensor, loss_after: float | Tensor) -> None:
         """Sets λ by the reduction ratio ρ = (h(θ+δ) − h(θ)) / M(δ), from the training loss of one batch, that of the
         last step, before and after it. Martens & Grosse (2015), section 6.5."""
-        if self._adaptive_damping is None:
-            raise RuntimeError("adapt_damping needs KFAC(adaptive_damping=LevenbergMarquardt())")
-        change = self._distribution.mean(
-            torch.as_tensor(float(loss_after) - float(loss_before), dtype=torch.float64)
-        ).item()
-        self._reduction_ratio = change / self._predicted_change if self._predicted_change else math.nan
-        if self._predicted_change or not math.isfinite(change):  # nothing moved: nothing to be learnt
-            self.damping = self._adaptive_damping.adapted(self.damping, self._reduction_ratio)
-
-    def _predict_change(self, parameters: list[Tensor], eta: float, momentum: float) -> None:
-        """Adds M(v) = ∇hᵀv + ½ vᵀF̂v. As F̂Δ = ∇h, the response F̂v is the same running sum as v, of gradients instead
-        of directions, as far as F̂ changes little over the memory of the momentum."""
-        changes = []
-        for parameter in parameters:
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            response = self._running(parameter, "response").mul_(momentum).add_(gradient, alpha=-eta)
-            changes.append((self._running(parameter, "velocity") * (gradient + response / 2)).sum())
-        self._predicted_change += torch.stack(changes).sum().item()
+        change = torch.tensor(float(loss_after) - float(loss_before), dtype=torch.float64)
+        self._reduction_ratio = self._damping.adapt(self._distribution.mean(change).item(), self._predicted_change)
 
     # ------------------------------------------------------------------------------------------- insight and state
 
     def coverage(self) -> Coverage:
         """Which parameters are trained how: block, parameters, approximation, factor sizes. Print it. Whether a linear
         map computes the logits, and so needs no lag factors, is known after the first statistics pass."""
-        rows = [row for block in self._estimator.blocks.values() for row in block.coverage()]
-        return Coverage([*rows, *(Row("—", name, "gradient", "") for name in self._estimator.uncovered)])
+        return self._estimator.coverage()
 
     def stats(self) -> dict[str, float]:
         """What to log: step size and momentum taken, predicted KL change (½η²·ΔᵀF̂Δ, or ½δᵀFδ by a quadratic model; nats
         per unit of the loss), damping, staleness in updates, extremes of ψ̂, worst condition numbers, and counts of what
         went wrong."""
-        seen = [block.diagnostics for block in self._estimator.blocks.values() if block.diagnostics is not None]
         return {
             "step_size": self._step_size,
             "momentum": self._momentum,
             "predicted_kl": self._predicted_kl,
-            "damping": self._damping_before(max(0, self._updates - 1)),
+            "damping": self._damping.before(max(0, self._updates - 1)),
             "staleness": max(0, self._updates - 1 - self._inverses.made_from),
-            "psi_min": min((d.psi_min for d in seen), default=0.0),
-            "psi_max": max((d.psi_max for d in seen), default=0.0),
-            "psi_clipped": sum(d.clipped for d in seen),
-            "condition_A": max((d.condition_A for d in seen), default=1.0),
-            "condition_G": max((d.condition_G for d in seen), default=1.0),
-            "retries": sum(d.retries for d in seen),
-            "failed_inversions": self._inverses.failures,
+            **self._inverses.stats(),
             "skipped_statistics": self._estimator.skipped,
             "skipped_updates": self._skipped,
             "reduction_ratio": self._reduction_ratio,

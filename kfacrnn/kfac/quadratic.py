@@ -30,6 +30,8 @@ import torch
 from torch import Tensor
 
 from kfacrnn.kfac.arguments import check
+from kfacrnn.kfac.step_size import share
+from kfacrnn.kfac.update import gradients
 from kfacrnn.predictive import Distribution
 
 PARALLEL = 1e-6
@@ -64,6 +66,10 @@ class Chosen(NamedTuple):
     curvature: float  # δᵀ(F + λ_h I)δ
     change: float  # M(δ)
 
+    def step(self, group: Mapping[str, Any]) -> tuple[float, float]:
+        """η and μ of a parameter group."""
+        return share(group) * self.alpha, share(group) * self.mu
+
 
 STAY = Chosen(0.0, 0.0, 0.0, 0.0, 0.0)
 """Without a gradient this is where M is least."""
@@ -76,16 +82,17 @@ class Plane(NamedTuple):
     fisher: Tensor  # [k, k]  u_iᵀ F u_j
     gram: Tensor  # [k, k]  u_iᵀ u_j
     length: float  # E[T], in time-steps
+    loss_scale: float  # N
 
     def averaged(self, mean: Callable[[Tensor], Tensor]) -> Plane:
         """The same of all processes' sequences, by their `mean`."""
         slopes, fisher, gram = (mean(tensor).cpu() for tensor in (self.slopes, self.fisher, self.gram))
-        return Plane(slopes, fisher, gram, float(mean(torch.tensor(self.length))))
+        return Plane(slopes, fisher, gram, float(mean(torch.tensor(self.length))), self.loss_scale)
 
     def chosen(self, damping: float, share: float) -> Chosen | None:
-        """For u_1 = Δ and u_2 = v. `damping` is λ_h, `share` what a schedule leaves of the update. None if anything is
+        """For u_1 = Δ and u_2 = v. `damping` is λ, `share` what a schedule leaves of the update. None if anything is
         not finite."""
-        B = self.fisher + damping * self.gram
+        B = self.fisher + damping * self.length / self.loss_scale * self.gram
         if not (B.isfinite().all() and self.slopes.isfinite().all()):
             return None
         least = minimum(self.slopes, B)
@@ -115,23 +122,24 @@ def minimum(slopes: Tensor, B: Tensor) -> Tensor:
 def plane(
     forward: Callable[[], Distribution],
     parameters: Vector,
-    gradient: Vector,
-    vectors: Sequence[Vector],
-    foretold: Sequence[float],
+    foretold: Sequence[tuple[Vector, float]],
     loss_scale: float,
 ) -> Plane:
-    """M in the plane of `vectors`. `forward` is called several times, with noise that must be the same in all of them;
-    `foretold` are rough values of uᵀ(F + λ_h I)u, > 0. The parameters are moved, and restored bit for bit.
+    """M in the plane of the vectors u, for each of which a rough value of uᵀ(F + λ_h I)u is `foretold`, > 0. `forward`
+    is called several times, with noise that must be the same in all of them. The parameters, whose gradients are ∇h,
+    are moved, and restored bit for bit.
 
     Raises ValueError for predictions in half precision.
     """
-    distribution, changes = logit_changes(forward, parameters, vectors, [value * loss_scale for value in foretold])
+    gradient, vectors = gradients(parameters), [u for u, _ in foretold]
+    distribution, changes = logit_changes(forward, parameters, vectors, [value * loss_scale for _, value in foretold])
     fisher = [[distribution.fisher_product(u, v).double().mean() / loss_scale for v in changes] for u in changes]
     return Plane(
         slopes=torch.stack([_dot(gradient, u) for u in vectors]),
         fisher=torch.stack([torch.stack(row) for row in fisher]),
         gram=torch.stack([torch.stack([_dot(u, v) for v in vectors]) for u in vectors]),
         length=mean_length(distribution),
+        loss_scale=loss_scale,
     )
 
 
@@ -193,7 +201,7 @@ def repeatable(forward: Callable[[], Distribution], device: torch.device) -> Cal
 def common_share(groups: Sequence[Mapping[str, Any]]) -> float:
     """What a schedule leaves of the update. Raises ValueError unless all parameter groups agree: M is that of one
     scale for all."""
-    shares = [group["lr"] / group["first_lr"] for group in groups]
+    shares = [share(group) for group in groups]
     if max(shares) - min(shares) > 1e-6 * max(shares):
         raise ValueError(f"a quadratic model needs one schedule for all parameter groups, got factors {shares}")
     return shares[0]

@@ -15,13 +15,12 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from kfacrnn import KFAC
-from kfacrnn.kfac import fisher
+from kfacrnn.kfac import LevenbergMarquardt, fisher
 from kfacrnn.kfac.blocks import Block, Curvature
 from kfacrnn.kfac.capture import Recorder
 from kfacrnn.kfac.estimator import _partition
 from kfacrnn.kfac.maths import DecompositionError
 from kfacrnn.kfac.placement import longest_first, members, placement
-from kfacrnn.kfac.step_size import LevenbergMarquardt
 from kfacrnn.nn import LSTM, LayerNormLSTM
 from kfacrnn.predictive import Categorical
 from tests.ranks import together

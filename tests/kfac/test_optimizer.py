@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import ExponentialLR, LambdaLR
 
 from kfacrnn import KFAC
-from kfacrnn.kfac.step_size import LevenbergMarquardt
+from kfacrnn.kfac import LevenbergMarquardt
 from kfacrnn.nn import DNC, GRU, LSTM, LayerNormLSTM
 from kfacrnn.predictive import Bernoulli, Categorical
 from tests.kfac import brute_force, dense
