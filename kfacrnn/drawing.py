@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from kfacrnn.curves import Row
 from kfacrnn.experiment import Experiment
 from kfacrnn.picture import MARKERS, Axis
+from kfacrnn.store import write_atomic
 
 COLOURS = {
     "sgd": "#000000",
@@ -219,3 +220,12 @@ def saved(page: Any, suffix: str) -> bytes:
     content = io.BytesIO()
     page.savefig(content, format=suffix, metadata=METADATA[suffix])
     return content.getvalue()
+
+
+def write_files(contents: Mapping[str, bytes], path: Path) -> list[Path]:
+    """Contents by suffix, to files beside one another that are called as `path`, which has no suffix; returns them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = {path.with_name(f"{path.name}.{suffix}"): content for suffix, content in contents.items()}
+    for file, content in files.items():
+        write_atomic(file, content)
+    return list(files)

@@ -67,12 +67,9 @@ def figure(
         for suffix, text in summary_table.files(described, shown).items():
             written.append(table.with_suffix(f".table.{suffix}"))
             write_atomic(written[-1], text.encode())
-    from kfacrnn.drawing import draw
+    from kfacrnn.drawing import draw, write_files
 
-    for suffix, content in draw(described, _from_csv(table, described)).items():
-        write_atomic(table.with_suffix(f".{suffix}"), content)
-        written.append(table.with_suffix(f".{suffix}"))
-    return written
+    return written + write_files(draw(described, _from_csv(table, described)), table.with_suffix(""))
 
 
 def collect(

@@ -18,10 +18,9 @@ from typing import NamedTuple
 
 from kfacrnn import experiment
 from kfacrnn.curves import conversion
-from kfacrnn.drawing import house_style, saved
+from kfacrnn.drawing import house_style, saved, write_files
 from kfacrnn.errors import UserError
 from kfacrnn.plan import Plan
-from kfacrnn.store import write_atomic
 from kfacrnn.tables import plain
 
 STUDIES = ("cost_char", "cost_word")
@@ -113,9 +112,7 @@ def main() -> int:
         return 2
     for study in studies:
         print(table(study))
-    for suffix, content in draw(studies).items():
-        write_atomic(results / "figures" / f"cost_study.{suffix}", content)
-        print(results / "figures" / f"cost_study.{suffix}")
+    print(*write_files(draw(studies), results / "figures" / "cost_study"), sep="\n")
     return 0
 
 

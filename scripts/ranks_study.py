@@ -22,9 +22,8 @@ from typing import Any, NamedTuple
 from kfacrnn.bench import calibration, cost_model
 from kfacrnn.bench.cost_model import COMPUTE, Link, Machine, Pace
 from kfacrnn.bench.sharing import Settings, Sizes, shared
-from kfacrnn.drawing import house_style, saved
+from kfacrnn.drawing import house_style, saved, write_files
 from kfacrnn.errors import UserError
-from kfacrnn.store import write_atomic
 from kfacrnn.tables import markdown
 
 FILES = {
@@ -300,12 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     known = machines(files)
-    written = {results / "scaling_ranks.md": page(files, known).encode()}
-    written |= {results / "figures" / f"scaling_ranks.{suffix}": content for suffix, content in draw(known).items()}
-    for path, content in written.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, content)
-        print(path)
+    pages = write_files({"md": page(files, known).encode()}, results / "scaling_ranks")
+    print(*pages, *write_files(draw(known), results / "figures" / "scaling_ranks"), sep="\n")
     return 0
 
 

@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 
 from kfacrnn import experiment
 from kfacrnn.curves import conversion
-from kfacrnn.drawing import house_style, saved
+from kfacrnn.drawing import house_style, saved, write_files
 from kfacrnn.errors import UserError
 from kfacrnn.plan import Plan
-from kfacrnn.store import write_atomic
 from kfacrnn.tables import plain
 
 WITHIN = 0.1  # of the way from the best loss to chance
@@ -129,11 +128,7 @@ def main() -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(table(study))
-    for suffix, content in draw(study).items():
-        path = results / "figures" / f"{name}.{suffix}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, content)
-        print(path)
+    print(*write_files(draw(study), results / "figures" / name), sep="\n")
     return 0
 
 

@@ -85,7 +85,7 @@ def bench(request: Request, seconds: float, gigabytes: float) -> None:
     from kfacrnn.bench.cycle import METHOD
     from kfacrnn.bench.report import Machine, write
     from kfacrnn.bench.scaling_picture import draw
-    from kfacrnn.store import write_atomic
+    from kfacrnn.drawing import write_files
 
     machine = Machine()
     rows, skipped = measure(planned, limits, request.rounds or ROUNDS)
@@ -95,9 +95,8 @@ def bench(request: Request, seconds: float, gigabytes: float) -> None:
     for one in skipped:
         print(f"skipped: {one['task']} {one['factor']}={one['value']}: {one['reason']}")
     files = {"csv": to_csv(rows)} | (draw(rows) if rows else {})
-    for suffix, content in files.items():
-        write_atomic(path.with_suffix(f".{suffix}"), content)
-        print(path.with_suffix(f".{suffix}"))
+    for file in write_files(files, path.with_suffix("")):
+        print(file)
 
 
 def points(request: Request, task: str) -> list[Point]:
