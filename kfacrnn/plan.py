@@ -1,7 +1,7 @@
 """An experiment and a result store brought together: which runs there are to be, how far each is, which choice won.
 
-Nothing here is remembered: states, winners and estimates are read from the store each time, so that a sweep, `status`
-in another shell and a figure drawn months later agree. This module starts nothing and writes nothing.
+States, winners and estimates are read from the store each time, so that a sweep, `status` in another shell and a figure
+drawn months later agree; only what finished runs score is remembered. This module starts nothing and writes nothing.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class Plan:
         self.lines = [name for name, line in experiment.lines.items() if not only or line.method in only]
         self._overrides = tuple(overrides)
         self._composed: dict[tuple[str, ...], config.Run] = {}
+        self._scores: dict[str, float] = {}  # by run_id; reading whole curves at every turn of a sweep takes seconds
         self.tuning = {line: [self._planned(point) for point in experiment.tuning(line)] for line in self.lines}
 
     def _planned(self, point: Point) -> PlannedRun:
@@ -118,7 +119,10 @@ class Plan:
         """None before all of them are finished, and when none of them can be chosen. Ties go to the first."""
         if not trials or not all(trial.finished for trial in trials):
             return None
-        scores = [trial.score(self.experiment.judgement) for trial in trials]
+        for trial in trials:
+            if trial.run.run_id not in self._scores:
+                self._scores[trial.run.run_id] = trial.score(self.experiment.judgement)
+        scores = [self._scores[trial.run.run_id] for trial in trials]
         return trials[scores.index(min(scores))] if min(scores) < math.inf else None
 
     def winner(self, line: str) -> PlannedRun | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kfacrnn import experiment, standing
-from kfacrnn.plan import Plan
+from kfacrnn.plan import Plan, PlannedRun
 from tests.synthetic import store, write_experiment
 
 GRID = "{SGD: {optimizer: sgd, grid: {optimizer.lr: [0.1, 1.0, 10.0]}}}"
@@ -46,6 +46,17 @@ def test_a_grid_grows_one_trial_at_a_time_beside_the_best_so_far(tmp_path: Path)
     assert winner.point.choice == {LR: 31.6}
     assert [run.point.choice for run in plan.confirmation("SGD")] == [{LR: 31.6}]
     assert plan.edges("SGD") == []
+
+
+def test_the_curves_of_finished_trials_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, read = extended(tmp_path, extend=0), []
+    finish(plan, "SGD", {0.1: 3, 1.0: 2, 10.0: 1})
+    rows = PlannedRun.rows
+    monkeypatch.setattr(PlannedRun, "rows", lambda run: (read.append(run.run.run_id), rows(run))[1])
+    for _ in range(2):
+        assert plan.winner("SGD")
+        assert plan.updates()
+    assert len(read) == len(set(read)) == 3
 
 
 def test_a_winner_that_is_still_on_an_edge_is_said_to_be(tmp_path: Path) -> None:
