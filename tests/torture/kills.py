@@ -32,6 +32,10 @@ def prepare(texts: Path) -> None:
     use_tiny_corpus(texts)
 
 
+def set_environment(values: dict[str, str]) -> None:
+    os.environ.update(values)  # whose bound method cannot be pickled
+
+
 def undisturbed(command: Sequence[str], texts: Path) -> float:
     """Runs a command to its end; returns its seconds."""
     begun = time.monotonic()
@@ -160,7 +164,7 @@ def of_uploads(place: Path, rng: random.Random, times: int) -> Tally:
                 continue
             dead = []
             for _ in range(min(KILLS, times - tally.tried)):
-                process = processes.start(command, None, os.environ.update, here)
+                process = processes.start(command, None, set_environment, here)
                 process.join(rng.uniform(0, seconds))
                 dead += [process.pid] if process.exitcode is None else []
                 process.kill()
@@ -187,7 +191,7 @@ def services_of(pids: Sequence[int | None]) -> list[str]:
 
 def _upload(command: Sequence[str], environment: dict[str, str]) -> float:
     begun = time.monotonic()
-    process = processes.start(command, None, os.environ.update, environment)
+    process = processes.start(command, None, set_environment, environment)
     process.join(PATIENCE)
     assert process.exitcode == 0, f"sync ended with {process.exitcode}"
     return time.monotonic() - begun
