@@ -268,11 +268,11 @@ def test_every_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.Mon
     chosen: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    assert ranks.device("cuda") == torch.device("cuda")
+    assert ranks.device("cuda", "fp32") == torch.device("cuda")
     for name, value in {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}.items():
         monkeypatch.setenv(name, value)
-    assert ranks.device("cuda") == torch.device("cuda:1") == chosen[-1]
-    assert ranks.device("cpu") == torch.device("cpu")
+    assert ranks.device("cuda", "fp32") == torch.device("cuda:1") == chosen[-1]
+    assert ranks.device("cpu", "fp32") == torch.device("cpu")
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match="device=cuda:2: torch finds 2 CUDA devices here"):
-        ranks.device("cuda")
+        ranks.device("cuda", "fp32")
