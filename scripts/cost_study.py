@@ -2,7 +2,8 @@
 """What K-FAC's settings cost and what they are worth: final training loss against the cost of an update.
 
 For every study, `experiments/cost_*.yaml`, the runs in the store say how well a setting trains (the mean over the last
-updates of each seed), and `kfacrnn bench experiment NAME` says what its update costs by SGD's.
+updates of each seed), and `kfacrnn bench experiment NAME` says what its update costs by SGD's. A setting that lacks
+either is left out, and so is a study that lacks all; both are said.
 
     python scripts/cost_study.py            draws results/figures/cost_study.{png,svg} and prints the table
 """
@@ -19,7 +20,6 @@ from typing import NamedTuple
 from kfacrnn import experiment
 from kfacrnn.curves import conversion
 from kfacrnn.drawing import house_style, saved, write_files
-from kfacrnn.errors import UserError
 from kfacrnn.plan import Plan
 from kfacrnn.tables import plain
 
@@ -48,17 +48,16 @@ class Study(NamedTuple):
 
 
 def read(name: str, results: Path) -> Study:
-    """Raises `UserError` where runs or costs are missing, with the command that makes them."""
     described = experiment.load(name)
     path = results / "bench" / f"experiment-{name}.json"
-    if not path.exists():
-        raise UserError(f"{path} is missing: kfacrnn bench experiment {name}")
-    costs = {row["line"]: row for row in json.loads(path.read_text())["rows"]}
+    costs = {row["line"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
     plan, settings = Plan(described, str(results)), []
     for line in plan.lines:
         runs = [run for run in plan.confirmation(line) if run.finished]
         if not runs or line not in costs:
-            raise UserError(f"{name}, {line}: no finished run or no cost; kfacrnn sweep {name}")
+            command = f"bench experiment {name}" if runs else f"sweep {name} --only '{line}'"
+            print(f"left out: {name}, {line}: kfacrnn {command}", file=sys.stderr)
+            continue
         convert = conversion(runs[0].folder.meta()["task"]["metric"])
         finals = [convert(run.score(described.select)) for run in runs]
         row = costs[line]
@@ -105,10 +104,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", default="results", metavar="DIR", help="the result store (default results)")
     results = Path(parser.parse_args().results)
-    try:
-        studies = [read(name, results) for name in STUDIES]
-    except UserError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+    studies = [study for study in (read(name, results) for name in STUDIES) if study.settings]
+    if not studies:
         return 2
     for study in studies:
         print(table(study))
