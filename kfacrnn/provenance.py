@@ -12,6 +12,7 @@ from typing import Any
 
 from kfacrnn.errors import UserError
 
+VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # the widest first, as Linux calls them
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pandas", "matplotlib", "wandb")
 
 
@@ -64,8 +65,14 @@ def _pointwise() -> str:
 
 
 def hardware(device: str = "cpu") -> dict[str, Any]:
-    """Processor and, for a CUDA device, the GPU: what a time axis must not mix."""
-    found: dict[str, Any] = {"cpu": _processor(), "cores": len(os.sched_getaffinity(0))}
+    """Processor and, for a CUDA device, the GPU: what a time axis must not mix. Virtual machines give processors of
+    several generations the same name; `vectors` tells them apart."""
+    about = _cpuinfo()
+    name = about.get("model name") or platform.processor() or platform.machine()
+    found: dict[str, Any] = {"cpu": name, "cores": len(os.sched_getaffinity(0))}
+    widest = next((name for name in VECTORS if name in about.get("flags", "").split()), None)
+    if widest:
+        found["vectors"] = widest
     if device.startswith("cuda"):
         import torch
 
@@ -75,7 +82,7 @@ def hardware(device: str = "cpu") -> dict[str, Any]:
 
 def machine(hardware: dict[str, Any]) -> str:
     """Hardware in one line, whatever order its keys came in."""
-    known = ("cpu", "cores", "gpu")
+    known = ("cpu", "vectors", "cores", "gpu")
     return ", ".join(f"{key} {hardware[key]}" for key in sorted(hardware, key=lambda key: (*known, key).index(key)))
 
 
@@ -85,11 +92,11 @@ def undisturbed(meta: dict[str, Any]) -> bool:
     return bool(sessions) and all(session.get("jobs") == 1 for session in sessions)
 
 
-def _processor() -> str:
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor; nothing elsewhere."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return {}
+    parts = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in parts}

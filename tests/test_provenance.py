@@ -1,5 +1,7 @@
 """What a run records of the way in which it computes."""
 
+from pathlib import Path
+
 import pytest
 
 from kfacrnn import provenance
@@ -32,3 +34,16 @@ def test_a_kernel_that_was_demanded_and_cannot_be_had_is_one_line_for_the_user(u
     undecided.setenv("CC", "/bin/false")
     with pytest.raises(UserError, match="the kernel cannot be had: false failed"):
         provenance.versions()
+
+
+def test_processors_of_one_name_are_told_apart_by_their_vector_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for flags in ("fpu avx2", "fpu avx2 avx512f avx512_bf16", "fpu"):
+        about = f"processor\t: 0\nmodel name\t: A core\nflags\t\t: {flags}\n\nprocessor\t: 1\nmodel name\t: another\n"
+        monkeypatch.setattr(Path, "read_text", lambda self, about=about: about)
+        found.append(provenance.machine(provenance.hardware() | {"cores": 2}))
+    assert found == [
+        "cpu A core, vectors avx2, cores 2",
+        "cpu A core, vectors avx512_bf16, cores 2",
+        "cpu A core, cores 2",
+    ]
