@@ -22,11 +22,16 @@ def resource(folder: str) -> Path:
 
 
 def place(text: str | Path) -> Path:
-    """The path that a user has written, `~` resolved. Raises `UserError` for the home of somebody unknown."""
+    """The path that a user has written, `~` resolved. Raises `UserError` for the home of somebody unknown, and for a
+    name that no file can have."""
     try:
-        return Path(text).expanduser()
+        path = Path(text).expanduser()
+        path.is_dir()  # False where there is nothing, OSError where there cannot be anything
     except RuntimeError as error:
         raise UserError(f"{text}: there is no such home; write ./~… for a name that begins so") from error
+    except OSError as error:
+        raise UserError(f"{text}: {error.strerror}") from error
+    return path
 
 
 def modules(package: str) -> list[str]:

@@ -52,6 +52,13 @@ def test_an_argument_of_any_length_is_refused_in_a_line_that_can_be_read(capsys:
     assert max(map(len, capsys.readouterr().err.splitlines())) < 500
 
 
+@pytest.mark.parametrize("arguments", [["train", f"results={'x' * 300}"], ["compare", "x" * 300]])
+def test_a_path_that_no_file_can_have_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("x: File name too long")
+
+
 def test_a_results_path_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert cli.main(["train", f"results={tmp_path / 'file'}"]) == 2
