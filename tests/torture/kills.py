@@ -6,6 +6,7 @@ What is left must be bit for bit what an undisturbed command leaves, and no proc
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -46,24 +47,25 @@ def undisturbed(command: Sequence[str], texts: Path) -> float:
 
 
 def killed(
-    command: Sequence[str], texts: Path, rng: random.Random, kills: int, seconds: float, kill: Callable[..., None]
+    command: Sequence[str], texts: Path, rng: random.Random, kills: int, seconds: float, kill: Callable[..., bool]
 ) -> int:
     """Runs the command until it is through, killed up to `kills` times on the way, each time somewhere in the
-    `seconds` that it takes; returns how often."""
+    `seconds` that it takes; returns how often. `kill` says whether there was anything to kill."""
     done = 0
-    for _ in range(kills):
+    while done < kills:
         process = processes.start(command, None, prepare, texts)
         process.join(rng.uniform(0, seconds))
-        if process.exitcode is None:
-            kill(process)
-            done += 1
+        if process.exitcode is not None:
+            break
+        done += kill(process)
         process.join(PATIENCE)
     undisturbed(command, texts)
     return done
 
 
-def kill_it(process: BaseProcess) -> None:
+def kill_it(process: BaseProcess) -> bool:
     process.kill()
+    return True
 
 
 def processes_of(results: Path) -> list[int]:
@@ -90,6 +92,8 @@ def of_runs(place: Path, rng: random.Random, times: int) -> Tally:
             kills = min(KILLS, times - tally.tried)
             command = ["train", *overrides, f"results={broken}"]
             done = killed(command, texts, rng, kills, seconds, kill_it)
+            if not done:
+                continue
             with tally.trial(f"{task} {optimizer}", done):
                 assert fingerprint(folder_of(broken, overrides)) == fingerprint(folder_of(whole, overrides))
     return tally
@@ -98,23 +102,27 @@ def of_runs(place: Path, rng: random.Random, times: int) -> Tally:
 def of_sweeps(place: Path, rng: random.Random, times: int) -> Tally:
     """A sweep with two runs at a time: its launcher, one of its runs, or all of them."""
     tally, texts = Tally("kill a sweep: launcher, runs or both"), place / "texts"
-    seconds = 0.0
-    for number in range(-(-times // KILLS) + 1):
-        path = write_experiment(place / "small.yaml", METHODS, tune="{seed: 0, extend: 1}", common=BUDGET)
+    path = write_experiment(place / "small.yaml", METHODS, tune="{seed: 0, extend: 1}", common=BUDGET)
+    command = ["sweep", path, "--jobs", "2", "--results"]
+    seconds = undisturbed([*command, str(place / "sweep0")], texts)
+    for number in itertools.count(1):
+        if tally.tried >= times:
+            break
         results = place / f"sweep{number}"
-        command = ["sweep", path, "--jobs", "2", "--results", str(results)]
-        if not number:
-            seconds = undisturbed(command, texts)
-            continue
 
-        def kill(process: BaseProcess, results: Path = results) -> None:
+        def kill(process: BaseProcess, results: Path = results) -> bool:
             runs = processes_of(results)
-            victims = rng.choice([[process.pid], runs[:1], [process.pid, *runs]])
+            victims, hit = rng.choice([[process.pid], runs[:1], [process.pid, *runs]]), False
             for pid in victims:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid or 0, signal.SIGKILL)
+                    hit = True
+            return hit
 
-        done = killed(command, texts, rng, min(KILLS, times - tally.tried), seconds, kill)
+        kills = min(KILLS, times - tally.tried)
+        done = killed([*command, str(results)], texts, rng, kills, seconds, kill)
+        if not done:
+            continue
         with tally.trial(f"sweep {number}", done):
             processes.wait_for(lambda results=results: not processes_of(results), PATIENCE)  # no orphans
             assert {f.run_id: fingerprint(f) for f in Store(results)} == {
@@ -155,7 +163,9 @@ def of_uploads(place: Path, rng: random.Random, times: int) -> Tally:
     undisturbed(["sweep", path, "--results", str(results)], texts)
     rows = {folder.run_id: [int(row["update"]) for row in folder.rows()] for folder in Store(results)}
     command, seconds = ["sync", str(results), "--entity", "me"], 0.0
-    for number in range(-(-times // KILLS) + 1):
+    for number in itertools.count():
+        if tally.tried >= times:
+            break
         with serving() as server:
             here = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40}
             here |= {f"WANDB_{kind}_DIR": str(place / "wandb") for kind in ("CONFIG", "CACHE", "DATA")}
@@ -169,6 +179,8 @@ def of_uploads(place: Path, rng: random.Random, times: int) -> Tally:
                 dead += [process.pid] if process.exitcode is None else []
                 process.kill()
                 process.join()
+            if not dead:
+                continue
             with tally.trial(f"sync {number}", len(dead)):
                 processes.wait_for(lambda dead=dead: not services_of(dead), PATIENCE)  # no orphans
                 _upload(command, here)
