@@ -19,6 +19,8 @@ from kfacrnn.picture import MARKERS, STYLES, Picture
 from kfacrnn.search import Choice
 from kfacrnn.settings import setting
 
+MOST_TRIALS = 10_000  # of a line: all of them are kept in memory, and looked at again and again
+
 
 @dataclass
 class Method:
@@ -84,10 +86,10 @@ class Tune:
     last: int | None = None
 
     def check(self) -> Iterator[str]:
-        if self.trials is not None and self.trials < 1:
-            yield f"trials={self.trials}: must be at least 1 (points of every search)"
-        if self.extend < 0:
-            yield f"extend={self.extend}: must be at least 0 (points added to every grid)"
+        if self.trials is not None and not 1 <= self.trials <= MOST_TRIALS:
+            yield f"trials={self.trials}: must be at least 1 and at most {MOST_TRIALS} (points of every search)"
+        if not 0 <= self.extend <= MOST_TRIALS:
+            yield f"extend={self.extend}: must be at least 0 and at most {MOST_TRIALS} (points added to every grid)"
         if self.last is not None and self.last < 1:
             yield f"last={self.last}: must be at least 1 (updates)"
         yield from own_keys("overrides", self.overrides)

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+PLAIN_LISTS = ("list[str]", "list[int]", "list[float]")
+
 
 def setting(
     doc: str,
@@ -43,6 +45,9 @@ def problems(config: Any, prefix: str = "") -> Iterator[str]:
         value, key = getattr(config, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
             yield from problems(value, f"{key}.")
+        elif isinstance(value, list) and str(field.type).startswith(PLAIN_LISTS):
+            nested = [part for part in value if isinstance(part, (dict, list))]  # which OmegaConf lets pass
+            yield from (f"{key}: {part}: must be a single value; put quotes around it" for part in nested)
         elif field.metadata and value is not None:
             wrong = _range_problem(value, field.metadata)
             if wrong:
