@@ -9,7 +9,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 # One thread: many small tensors are no faster with two, and sums then always go in the same order.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Several processes, a module of tests to each: modules share what they have trained.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-full torture bench lint format clean
