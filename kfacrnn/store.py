@@ -284,9 +284,10 @@ class RunFolder:
 
     def drop_checkpoints(self) -> None:
         """After the end: what was only needed to continue."""
-        for name in ("checkpoint.pt", "checkpoint.old.pt"):
-            with _explained(self.path / name):
-                (self.path / name).unlink(missing_ok=True)
+        for path in (self.path / "checkpoint.pt", self.path / "checkpoint.old.pt"):
+            with _explained(path):
+                if path.exists():  # else a finished run in a folder that cannot be written would be an error
+                    path.unlink(missing_ok=True)
 
 
 class Store:

@@ -31,6 +31,7 @@ def train(run: Run, command: str) -> RunFolder:
     folder = folder if ranks.is_first() else ranks.Onlooker(folder.path)
     with ranks.in_step():
         if _is_finished(folder):
+            folder.drop_checkpoints()  # a process that was killed in its last moment has left them
             return folder
         track.check(run)
         with shortage_explained(run.task.name):

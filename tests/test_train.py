@@ -139,6 +139,14 @@ def test_a_run_that_is_done_returns_at_once_and_touches_nothing(
     }
 
 
+def test_checkpoints_that_a_killed_process_left_beside_its_results_are_removed(tmp_path: Path) -> None:
+    folder = train(tiny(tmp_path), "test")
+    for name in ("checkpoint.pt", "checkpoint.old.pt"):
+        (folder.path / name).write_bytes(b"killed between the status and the end")
+    train(tiny(tmp_path), "again")
+    assert not list(folder.path.glob("checkpoint*"))
+
+
 def use_tiny_corpus(folder: Path, published: Any) -> None:
     ptb.PUBLISHED = published
 
