@@ -140,7 +140,7 @@ def _check_choices(overrides: Sequence[str]) -> None:
         group, choice = override.key_or_group, override.value()
         if override.is_sweep_override():
             raise UserError(f"{override.input_line}: several values at once need the flag -m")
-        folder = discovery.resource("configs") / group
+        folder = discovery.place(discovery.resource("configs") / group)
         if not folder.is_dir() or isinstance(choice, dict):  # a dictionary sets keys
             continue
         nested = [f"{path.parent.name}/{path.stem}" for path in sorted(folder.glob("*/[!_]*.yaml"))]
@@ -186,7 +186,7 @@ def _checked(schema: Any, config: DictConfig, key: str) -> Any:
     fields = [field.name for field in dataclasses.fields(schema)]
     typed_part = OmegaConf.structured(schema)
     file = f"configs/{key}/{_raw(config, f'{key}.name')}.yaml"
-    where = f" ({file})" if key and (discovery.resource("configs").parent / file).is_file() else ""
+    where = f" ({file})" if key and discovery.place(discovery.resource("configs").parent / file).is_file() else ""
     try:
         if key:  # beside the other groups, so that it may refer to them
             merged: Any = OmegaConf.select(OmegaConf.merge({key: typed_part}, config), key)
