@@ -25,7 +25,9 @@ def run(arguments: Sequence[str], command: str) -> int:
     multirun, that of the point that ended worst."""
     from hydra._internal.utils import get_args_parser
 
-    options, unknown = get_args_parser().parse_known_intermixed_args(arguments)
+    parser = get_args_parser()
+    parser.error = _refuse
+    options, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
         raise UserError(f"{unknown[0]}: no such flag (there are -m, --cfg job, --help and those of --hydra-help)")
     if options.multirun and (options.cfg or options.info):
@@ -39,6 +41,11 @@ def run(arguments: Sequence[str], command: str) -> int:
     if not options.multirun:
         return 0
     return max(EXIT_CODES.get(Store(run.results).folder(run).state() or "", FAILED) for run in runs)
+
+
+def _refuse(message: str) -> NoReturn:
+    """For argparse's own way out, which quotes what it was given at any length."""
+    raise UserError(message)
 
 
 def _one(run: config.Run, command: str) -> int:

@@ -273,7 +273,7 @@ def test_when_one_process_is_killed_the_others_finish_and_a_relaunch_runs_only_w
 ) -> None:
     methods = (
         "{Victim: {optimizer: adam, overrides: [budget.updates=150, budget.log_every=50]}, Good: {optimizer: sgd}, "
-        "Broken: {optimizer: sgd, overrides: [device=cuda:99, optimizer.lr=0.5]}}"
+        "Broken: {optimizer: sgd, overrides: [task.slots=1000000000000, task.word_size=1000000]}}"
     )
     path = write_experiment(tmp_path / "killed.yaml", methods)
     results = tmp_path / "results with a space"
@@ -291,7 +291,7 @@ def test_when_one_process_is_killed_the_others_finish_and_a_relaunch_runs_only_w
     assert (victim.folder.state(), good.folder.state()) == ("interrupted", "done")
     assert f"FAILED: Victim, confirm seed=1 (run {victim.run.run_id}): killed by SIGKILL" in said
     assert f"FAILED: Broken, confirm seed=1 (run {broken.run.run_id}): exit code 2" in said
-    assert f"{broken.folder.path}/log.txt ends: kfacrnn: device=cuda:99" in said
+    assert f"{broken.folder.path}/log.txt ends: kfacrnn: not enough memory" in said
 
     assert sweep.sweep(path, results=str(results), only=["Victim", "Good"]) == 0
     assert len(victim.folder.meta()["sessions"]) == 2
