@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from kfacrnn import config, discovery
 from kfacrnn.errors import UserError, first_line
@@ -26,7 +26,7 @@ def run(arguments: Sequence[str], command: str) -> int:
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
-    parser.error = _refuse
+    parser.error = _refuse  # type: ignore[method-assign]
     options, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
         raise UserError(f"{unknown[0]}: no such flag (there are -m, --cfg job, --help and those of --hydra-help)")
