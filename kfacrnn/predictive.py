@@ -77,6 +77,8 @@ class _Predictive:
     ):
         if logits.dim() != 3:
             raise ValueError(f"logits must be [T, B, outputs], got {list(logits.shape)}")
+        if not logits.numel():
+            raise ValueError(f"logits must have at least one step, sequence and output, got {list(logits.shape)}")
         if batch_first:
             logits = logits.transpose(0, 1)
             mask = mask if mask is None else mask.transpose(0, 1)

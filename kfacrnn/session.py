@@ -200,6 +200,12 @@ class Session:
         self.losses, self.units, self._seconds_at_last_row = [], [], seconds
         return row
 
+    def stats(self) -> dict[str, float]:
+        """What the optimiser reports of itself, those that are finite: retries, clipped ψ̂, skipped updates and the
+        like leave a trace."""
+        found = self.optimizer.stats() if hasattr(self.optimizer, "stats") else {}
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
     def _losses_of_all(self) -> tuple[Tensor, Tensor]:
         """Of every update since the last row, over all processes: the loss, and the units that it averages over."""
         losses = torch.stack(self.losses).double().cpu() if self.losses else torch.empty(0, dtype=torch.float64)
@@ -256,4 +262,4 @@ class Session:
         for rng in [state["rng"], *state.get("others_rng", [])][ranks.rank() :][:1]:
             self._set_rng(rng)
         self.ledger.load_state_dict(state["ledger"])
-        self._seconds_at_last_row = state["seconds_at_last_row"]
+        self._seconds_at_last_row = float(state["seconds_at_last_row"])

@@ -112,7 +112,7 @@ def _end(session: Session, folder: RunFolder, mirror: Mirror, state: str, reason
         folder.save_model(session.model.state_dict())
     config, meta = session.description
     meta["sessions"][-1]["end"] = provenance.now()
-    folder.describe(config, meta | {"ledger": session.ledger.state_dict()})
+    folder.describe(config, meta | {"ledger": session.ledger.state_dict(), "stats": session.stats()})
     folder.set_status(state, update=session.update, updates=session.run.budget.updates, reason=reason)
     if state in FINISHED:
         folder.drop_checkpoints()

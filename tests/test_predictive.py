@@ -137,6 +137,7 @@ def test_targets_in_another_layout_are_refused(distribution):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"logits": torch.zeros(T, 0, V)}, r"logits must have at least one step, sequence and output, got \[3, 0, 5\]"),
         ({"logits": torch.zeros(T, V)}, r"logits must be \[T, B, outputs\], got \[3, 5\]"),
         ({"mask": torch.ones(T, dtype=torch.bool)}, r"mask must be bool \[T, B\] = \[3, 4\], got torch.bool \[3\]"),
         ({"mask": torch.ones(T, B)}, r"mask must be bool .* got torch.float32"),

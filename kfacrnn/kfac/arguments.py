@@ -14,6 +14,18 @@ _COMPUTE_DTYPES = (None, torch.float32, torch.float64)
 _PRODUCT_DTYPES = (None, torch.bfloat16, torch.float32)
 
 
+def is_finite(value: Any) -> bool:
+    """Not so for what is no number."""
+    try:
+        return math.isfinite(value)
+    except TypeError:
+        return False
+
+
+def check_positive(name: str, value: Any) -> None:
+    check(name, value, is_finite(value) and value > 0, "finite and > 0")
+
+
 def check(name: str, value: Any, holds: bool, what: str) -> None:
     """Raises ValueError unless it `holds` that the value is `what` it must be."""
     if not holds:
@@ -21,25 +33,33 @@ def check(name: str, value: Any, holds: bool, what: str) -> None:
 
 
 def check_settings(**settings: Any) -> None:
-    """Those arguments of `KFAC` that can be judged without the model."""
+    """Those arguments of `KFAC` that can be judged one by one."""
 
     def holds(name: str, condition: bool, what: str) -> None:
         check(name, settings[name], condition, what)
 
     value = settings.__getitem__
+    holds(
+        "model", isinstance(value("model"), torch.nn.Module), "a torch.nn.Module, whose layers say what the blocks are"
+    )
     holds("approximation", value("approximation") in APPROXIMATIONS, f"one of {', '.join(APPROXIMATIONS)}")
     holds("fisher", value("fisher") in ("sampled", "empirical"), "'sampled' or 'empirical'")
     holds("fallback", value("fallback") in (None, "gradient"), "None or 'gradient'")
     for name in ("damping", "kl_clip", "loss_scale", "gamma_max"):
-        holds(name, math.isfinite(value(name)) and value(name) > 0, "finite and > 0")
+        check_positive(name, value(name))
     first = value("first_damping")
-    holds("first_damping", first is None or (math.isfinite(first) and first > 0), "None, or finite and > 0")
+    holds("first_damping", first is None or (is_finite(first) and first > 0), "None, or finite and > 0")
     for name in ("statistics_fraction", "inverse_share"):
-        holds(name, 0 < value(name) <= 1, "in (0, 1]")
-    holds("statistics_decay", 0 <= value("statistics_decay") < 1, "in [0, 1)")
+        holds(name, is_finite(value(name)) and 0 < value(name) <= 1, "in (0, 1]")
+    holds("statistics_decay", is_finite(value("statistics_decay")) and 0 <= value("statistics_decay") < 1, "in [0, 1)")
     for name in ("statistics_every", "refresh_every", "max_dense"):
         holds(name, isinstance(value(name), int) and value(name) >= 1, "an integer of at least 1")
-    holds("refresh_delay", 0 <= value("refresh_delay") < value("refresh_every"), "in [0, refresh_every)")
+    delay = value("refresh_delay")
+    holds(
+        "refresh_delay",
+        isinstance(delay, int) and 0 <= delay < value("refresh_every"),
+        "an integer in [0, refresh_every)",
+    )
     for name, valid in (("compute_dtype", _COMPUTE_DTYPES), ("product_dtype", _PRODUCT_DTYPES)):
         holds(name, value(name) in valid, "one of " + ", ".join(map(str, valid)))
 
@@ -47,9 +67,9 @@ def check_settings(**settings: Any) -> None:
 def check_group(group: dict[str, Any]) -> None:
     """The options of a parameter group."""
     lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
-    check("lr", lr, math.isfinite(lr) and lr > 0, "finite and > 0")
-    check("momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
-    check("weight_decay", decay, math.isfinite(decay) and decay >= 0, "finite and >= 0")
+    check_positive("lr", lr)
+    check("momentum", momentum, is_finite(momentum) and 0 <= momentum < 1, "in [0, 1)")
+    check("weight_decay", decay, is_finite(decay) and decay >= 0, "finite and >= 0")
 
 
 def check_forward(given: bool, needed: bool) -> None:

@@ -101,11 +101,11 @@ class Recorder:
 
     def __init__(self, model: nn.Module):
         self.maps: dict[str, Map] = {}
-        self._capturable: list[Any] = []
+        self._capturable: dict[str, Any] = {}
         self._hooked: list[tuple[nn.Module, Map]] = []
         for name, module in model.named_modules():
             if hasattr(module, "tape") and hasattr(module, "maps"):
-                self._capturable.append(module)
+                self._capturable[name] = module
                 for map in module.maps():
                     self.maps[f"{name}.{map.name}".lstrip(".")] = map
             elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
@@ -118,6 +118,11 @@ class Recorder:
                 self._hooked.append((module, map))
                 self.maps[name or map.name] = map
 
+    def other_layout(self, batch_first: bool) -> str | None:
+        """The first recurrent layer that is not so, by name."""
+        layers = self._capturable.items()
+        return next((name for name, layer in layers if getattr(layer, "batch_first", False) != batch_first), None)
+
     @contextmanager
     def recording(self) -> Iterator[Tape]:
         """Every map that is applied inside leaves a tap on the tape."""
@@ -125,7 +130,7 @@ class Recorder:
         with ExitStack() as stack:
             for module, map in self._hooked:
                 stack.callback(module.register_forward_hook(_hook(map, tape), with_kwargs=True).remove)
-            for module in self._capturable:
+            for module in self._capturable.values():
                 module.tape = tape
                 stack.callback(setattr, module, "tape", None)
             yield tape

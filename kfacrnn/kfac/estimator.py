@@ -172,6 +172,8 @@ class Estimator:
     ) -> dict[str, Pass]:
         """In the parameters' dtype, whatever autocast has made of a and g."""
         passes, sequences = {}, Sequences.of(distribution)
+        if sequences.steps == sequences.cases > 1:
+            self._require_one_layout(distribution)
         for (name, tap), g in zip(taps.items(), gradients, strict=True):
             if g is None:
                 raise ValueError(f"{name} was used, but the predictions do not depend on it")
@@ -179,6 +181,16 @@ class Estimator:
             dtype = self.blocks[name].parameters[0].dtype
             passes[name] = Pass(a.to(dtype) if a.is_floating_point() else a, g.to(dtype), seen)
         return passes
+
+    def _require_one_layout(self, distribution: Distribution) -> None:
+        """Where T = B, shapes do not tell which axis is time, and lag products along the other would be wrong."""
+        if (name := self._recorder.other_layout(distribution.batch_first)) is not None:
+            layouts = ("time first", "batch first")[:: -1 if distribution.batch_first else 1]
+            raise ValueError(
+                f"the predictions are {layouts[0]}, {name or 'the model'} is {layouts[1]}, and as T = B, shapes do not "
+                "tell what other maps are: if they are as that layer is, say so in the predictive distribution, "
+                f"batch_first={not distribution.batch_first}; if not, take more or fewer sequences"
+            )
 
     def _finding(self, passes: dict[str, Pass], whole: list[tuple[KroneckerBlock, list[Tensor]]]) -> Finding:
         is_idle = self._distribution.is_idle

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from kfacrnn.kfac.arguments import check_covered, check_forward, check_group, check_settings
+from kfacrnn.kfac.arguments import check_covered, check_forward, check_group, check_positive, check_settings
 from kfacrnn.kfac.blocks import Curvature
 from kfacrnn.kfac.cadence import is_due
 from kfacrnn.kfac.coverage import Coverage
@@ -112,11 +112,11 @@ class KFAC(torch.optim.Optimizer):
         inverse_share: float = 1.0,
     ):
         check_settings(
-            approximation=approximation, fisher=fisher, fallback=fallback, damping=damping, first_damping=first_damping,
-            kl_clip=kl_clip, loss_scale=loss_scale, gamma_max=gamma_max, statistics_fraction=statistics_fraction,
-            inverse_share=inverse_share, statistics_decay=statistics_decay, statistics_every=statistics_every,
-            refresh_every=refresh_every, max_dense=max_dense, refresh_delay=refresh_delay,
-            compute_dtype=compute_dtype, product_dtype=product_dtype,
+            model=model, approximation=approximation, fisher=fisher, fallback=fallback, damping=damping,
+            first_damping=first_damping, kl_clip=kl_clip, loss_scale=loss_scale, gamma_max=gamma_max,
+            statistics_fraction=statistics_fraction, inverse_share=inverse_share, statistics_decay=statistics_decay,
+            statistics_every=statistics_every, refresh_every=refresh_every, max_dense=max_dense,
+            refresh_delay=refresh_delay, compute_dtype=compute_dtype, product_dtype=product_dtype,
         )  # fmt: skip
         params = [p for p in model.parameters() if p.requires_grad] if params is None else params
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -262,7 +262,18 @@ class KFAC(torch.optim.Optimizer):
 
     @damping.setter
     def damping(self, value: float) -> None:
+        check_positive("damping", value)
         self._damping.lasting = value
+
+    @property
+    def kl_clip(self) -> float:
+        """c, which may be set at any time."""
+        return self._kl_clip
+
+    @kl_clip.setter
+    def kl_clip(self, value: float) -> None:
+        check_positive("kl_clip", value)
+        self._kl_clip = value
 
     @property
     def reduction_due(self) -> bool:
@@ -310,6 +321,9 @@ class KFAC(torch.optim.Optimizer):
         "_curvature", "_step_size", "_momentum", "_predicted_kl", "_predicted_change", "_last_curvature",
         "_reduction_ratio",
     )  # fmt: skip
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("KFAC belongs to its model and can be neither copied nor pickled: use state_dict()")
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers and tensors: loads with `weights_only=True` and continues bit for bit."""

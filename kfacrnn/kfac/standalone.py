@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from kfacrnn.kfac.arguments import check, check_positive, is_finite
 from kfacrnn.kfac.fisher import APPROXIMATIONS, FisherInverse
 from kfacrnn.kfac.inversion import inversion
 from kfacrnn.kfac.maths import GAMMA_MAX, Lengths, length_distribution
@@ -37,12 +38,10 @@ def fisher_inverse(
 
     Raises ValueError naming the argument that is wrong; a singular A0 or G0 needs damping > 0.
     """
-    if approximation not in APPROXIMATIONS:
-        raise ValueError(f"approximation must be one of {', '.join(APPROXIMATIONS)}, got {approximation!r}")
-    if not (math.isfinite(damping) and damping >= 0):
-        raise ValueError(f"damping must be finite and >= 0, got {damping}")
-    if not (math.isfinite(gamma_max) and gamma_max > 0):
-        raise ValueError(f"gamma_max must be finite and > 0, got {gamma_max}")
+    known = isinstance(approximation, str) and approximation in APPROXIMATIONS
+    check("approximation", approximation, known, f"one of {', '.join(APPROXIMATIONS)}")
+    check("damping", damping, is_finite(damping) and damping >= 0, "finite and >= 0")
+    check_positive("gamma_max", gamma_max)
     if compute_dtype not in (torch.float32, torch.float64):
         raise ValueError(f"compute_dtype must be torch.float32 or torch.float64, got {compute_dtype}")
     if (A1 is None) != (G1 is None):
@@ -69,6 +68,7 @@ def fisher_inverse(
 def _check_factor(name: str, M: Tensor, like: Tensor) -> None:
     """Raises ValueError unless M is a finite square matrix or a diagonal with the dtype of `like`; if it is a lag-1
     factor also with its shape, if a lag-0 factor symmetric."""
+    check(name, M, isinstance(M, Tensor), "a tensor")
     if M.dim() not in (1, 2) or M.shape[0] != M.shape[-1] or M.numel() == 0:
         raise ValueError(f"{name} must be a square matrix or the 1-D diagonal of one, got shape {list(M.shape)}")
     if M.dtype not in (torch.float32, torch.float64) or M.dtype != like.dtype:

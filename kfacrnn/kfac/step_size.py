@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from kfacrnn.kfac.arguments import check, is_finite
+
 
 def kl_bounded(lr: float, kl_clip: float, curvature: float) -> float:
     """min(η_max, √(c / ΔᵀF̂Δ)): the model's predicted KL change, ½η²·ΔᵀF̂Δ, is at most c/2 nats per unit of the loss.
@@ -17,6 +19,7 @@ def kl_bounded(lr: float, kl_clip: float, curvature: float) -> float:
 
 def share(group: Mapping[str, Any]) -> float:
     """s, what a learning-rate schedule leaves of the steps of a parameter group."""
+    check("lr", group["lr"], is_finite(group["lr"]) and group["lr"] >= 0, "finite and >= 0")
     return group["lr"] / group["first_lr"]
 
 

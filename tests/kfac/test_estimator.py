@@ -460,6 +460,25 @@ def test_a_forward_pass_that_cannot_be_captured_is_refused_by_name(reason):
         estimator(model).update(lambda: Categorical(forward(model, torch.randn(T, B, 3))))
 
 
+class BatchFirst(nn.Module):
+    """A layer that knows its layout, and a map that has whatever layout it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.out = LSTM(3, 4, batch_first=True), nn.Linear(4, V)
+
+    def forward(self, x):
+        return self.out(self.rnn(x)[0])
+
+
+@pytest.mark.parametrize("forward", [lambda m, x: m(x), lambda m, x: m(x).transpose(0, 1)], ids=["as is", "turned"])
+def test_an_undeclared_layout_is_refused_where_shapes_cannot_tell_it(forward):
+    model, x = BatchFirst(), torch.randn(T, T, 3)
+    with pytest.raises(ValueError, match="predictions are time first, rnn is batch first, and as T = B"):
+        estimator(model).update(lambda: Categorical(forward(model, x)))
+    estimator(model).update(lambda: Categorical(model(x), batch_first=True))
+
+
 def test_a_pass_under_no_grad_is_refused():
     model = Chain()
 

@@ -702,19 +702,19 @@ OUT_OF_RANGE = {
     "approximation": ("option3", None, 1),
     "fisher": ("exact", None),
     "fallback": ("adam", 1),
-    "lr": (0.0, -1.0, math.nan, math.inf),
-    "damping": (0.0, -1e-3, math.nan),
+    "lr": (0.0, -1.0, math.nan, math.inf, None),
+    "damping": (0.0, -1e-3, math.nan, "0.1"),
     "first_damping": (0.0, -1e-3, math.inf),
     "kl_clip": (0.0, math.inf),
     "loss_scale": (0, -1, math.nan),
     "gamma_max": (0.0, math.inf),
     "statistics_fraction": (0.0, 1.5),
-    "momentum": (-0.1, 1.0),
+    "momentum": (-0.1, 1.0, None),
     "statistics_decay": (-0.1, 1.0),
     "weight_decay": (-1.0, math.inf),
     "statistics_every": (0, 2.5),
     "refresh_every": (0,),
-    "refresh_delay": (-1, 20),
+    "refresh_delay": (-1, 20, 0.5),
     "max_dense": (0,),
     "compute_dtype": (torch.float16, torch.bfloat16),
     "product_dtype": (torch.float16, torch.float64),
@@ -726,6 +726,40 @@ def test_an_argument_out_of_range_is_refused_by_name(name):
     for value in OUT_OF_RANGE[name]:
         with pytest.raises(ValueError, match=f"^{name} must be"):
             KFAC(nn.Linear(2, 3), **{"loss_scale": T, name: value})
+
+
+def test_parameters_in_place_of_a_model_are_refused():
+    with pytest.raises(ValueError, match=r"^model must be a torch\.nn\.Module, "):
+        KFAC(nn.Linear(2, 3).parameters(), loss_scale=T)
+
+
+@pytest.mark.parametrize("name", ["damping", "kl_clip"])
+@pytest.mark.parametrize("value", [0.0, -1e-3, math.nan, None])
+def test_a_setting_that_is_changed_later_is_checked_as_at_first(name, value):
+    optimizer = KFAC(nn.Linear(2, 3), loss_scale=T)
+    before = getattr(optimizer, name)
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        setattr(optimizer, name, value)
+    assert getattr(optimizer, name) == before
+
+
+@pytest.mark.parametrize("lr", [math.nan, -0.1])
+def test_a_learning_rate_that_is_no_longer_one_is_refused_before_anything_moves(lr):
+    model = language_model()
+    optimizer = KFAC(model, loss_scale=T)
+    train(model, optimizer, [0])
+    before = parameters(model)
+    optimizer.param_groups[0]["lr"] = lr
+    with pytest.raises(ValueError, match=r"^lr must be"):
+        train(model, optimizer, [1])
+    torch.testing.assert_close(parameters(model), before, rtol=0, atol=0)
+
+
+def test_a_copy_is_refused_and_told_of_the_state():
+    optimizer = KFAC(nn.Linear(2, 3), loss_scale=T)
+    for copied in (copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match=r"state_dict\(\)"):
+            copied(optimizer)
 
 
 @pytest.mark.parametrize("option", [{"lr": -1.0}, {"momentum": 1.0}, {"weight_decay": -1.0}], ids=str)
