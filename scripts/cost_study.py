@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from kfacrnn import experiment
 from kfacrnn.curves import conversion
-from kfacrnn.drawing import house_style, saved, write_files
+from kfacrnn.drawing import OTHER_COLOURS, house_style, saved, write_files
 from kfacrnn.plan import Plan
 from kfacrnn.tables import plain
 
@@ -81,16 +81,14 @@ def draw(studies: list[Study]) -> dict[str, bytes]:
     with house_style():
         page = Figure(figsize=(4.6 * len(studies), 3.6))
         for ax, study in zip(page.subplots(1, len(studies), squeeze=False)[0], studies, strict=True):
+            colours = iter(OTHER_COLOURS)
             for setting in study.settings:
-                colour = "#0072B2" if setting.line == SHIPPED else "0.35"
+                colour = "#0072B2" if setting.line == SHIPPED else next(colours)
                 ax.plot([100 * (setting.cost - 1)] * 2, [min(setting.finals), max(setting.finals)], color=colour)
-                ax.plot(100 * (setting.cost - 1), setting.median, "o", color=colour)
-                ax.annotate(
-                    setting.line, (100 * (setting.cost - 1), setting.median), xytext=(6, 3),
-                    textcoords="offset points", fontsize=8, color=colour,
-                )  # fmt: skip
+                ax.plot(100 * (setting.cost - 1), setting.median, "o", color=colour, label=setting.line)
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
             ax.set_xscale("log")
-            ax.margins(x=0.25, y=0.2)
+            ax.margins(x=0.1, y=0.2)
             ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             ax.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))

@@ -58,8 +58,8 @@ little as V_d is the product of both. With |ψ̂| the error after training is la
 larger than indep's on 59 of 75 blocks.
 
 **Damping** makes all alike: the spectrum's 95 % quantile is 102 to 3,902 times its 5 % quantile at λ = 1e-4, 5 to 10
-times at λ = 1. The λ of the shipped settings is 0.12 in these units on the trained characters (1e-3), 0.001 to 0.002 on
-the trained copy (1e-5, indep 3e-5).
+times at λ = 1. On the trained characters λ = 1e-3 is 0.12 in these units (3e-4 is shipped), on the trained copy the
+shipped λ is 0.001 to 0.002 (1e-5, indep 3e-5).
 
 **Does the better approximation train better?** While it is better. In the first 100 updates of repeated copy options 1
 and 2 are ahead of indep at equal settings, be they indep's own or theirs: at 24.4 to 26.5 nats against 30.3 and 30.5,
