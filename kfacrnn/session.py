@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ class Session:
         if checkpoint is not None:
             try:
                 self.load_state_dict(checkpoint)
+                self._untried = folder.path / "checkpoint.pt"
             except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
                 raise UserError(f"{folder.path / 'checkpoint.pt'}: not of this run ({first_line(error)})") from error
         folder.truncate(self.update)
@@ -105,7 +107,20 @@ class Session:
                 self.optimizer.pause()
 
     def step(self) -> Any:
-        """One update; returns the batch."""
+        """One update; returns the batch. Raises `UserError` where the first one after `begin` meets a state that is not
+        of this run: optimisers look into theirs no sooner."""
+        try:
+            batch = self._step()
+        except (KeyError, TypeError, AttributeError) as error:
+            if self._untried is None:
+                raise
+            raise UserError(f"{self._untried}: not of this run ({first_line(error)})") from error
+        self._untried = None
+        return batch
+
+    _untried: Path | None = None  # the checkpoint that was loaded, until an update has been made from it
+
+    def _step(self) -> Any:
         batch = self.task.next_batch()
         if getattr(self.optimizer, "statistics_due", False):
             cases = self.optimizer.statistics_cases(batch.cases)

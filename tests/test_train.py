@@ -103,6 +103,25 @@ def test_a_signal_makes_a_checkpoint_and_the_same_command_continues(number: sign
     assert same(undisturbed, folder)
 
 
+@pytest.mark.parametrize("changed", ["optimizer", "seconds_at_last_row"])
+def test_a_checkpoint_with_a_state_of_another_kind_is_refused(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny(tmp_path, "optimizer=adam", "budget.checkpoint_every=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_end", lambda *_: None)  # as if killed before its end
+        train(run, "test")
+    folder = Store(run.results).folder(run)
+    checkpoint = folder.load_checkpoint()
+    assert checkpoint
+    for state in checkpoint["optimizer"]["state"].values():
+        del state["exp_avg_sq"]
+    other = {"optimizer": checkpoint["optimizer"], "seconds_at_last_row": []}
+    folder.save_checkpoint(folder.load_checkpoint() | {"update": 2, changed: other[changed]})  # type: ignore[operator]
+    with pytest.raises(UserError, match=r"checkpoint\.pt: not of this run"):
+        train(run, "test")
+
+
 def test_a_signal_during_the_last_update_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Session.step
 
