@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +138,8 @@ class Recorder:
 
 
 def _hooked_map(name: str, module: nn.Module) -> Map | None:
+    if isinstance(module, NonDynamicallyQuantizableLinear):  # MultiheadAttention's, which it never calls
+        return None
     if isinstance(module, nn.Linear):
         return LinearMap(name, (module.weight,), () if module.bias is None else (module.bias,))
     if isinstance(module, nn.Embedding) and not (module.max_norm or module.scale_grad_by_freq or module.sparse):

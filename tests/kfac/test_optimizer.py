@@ -682,6 +682,27 @@ def test_what_no_block_covers_is_refused_by_name_unless_it_may_follow_the_gradie
     torch.testing.assert_close(model.h0.detach(), before - optimizer.stats()["step_size"] * model.h0.grad)
 
 
+class WithAttention(LanguageModel):
+    """With a layer that uses the weights of a linear map without calling it."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(self.softmax.in_features, 1)
+
+    def forward(self, x):
+        h = self.norm(self.rnn(self.embedding(x))[0])
+        return self.softmax(h + self.attention(h, h, h)[0])
+
+
+def test_attention_is_refused_by_name_unless_it_may_follow_the_gradient():
+    with pytest.raises(
+        ValueError, match=r"no Fisher block covers attention.in_proj_weight, .*attention.out_proj.weight"
+    ):
+        KFAC(WithAttention(), loss_scale=T)
+    model = WithAttention()
+    train(model, KFAC(model, loss_scale=T, fallback="gradient"), range(2))
+
+
 def test_parameters_that_are_not_the_models_are_refused():
     with pytest.raises(ValueError, match=r"params holds a \[7, 7\] that is not a parameter of the model"):
         KFAC(model := language_model(), loss_scale=T, params=[*model.parameters(), nn.Parameter(torch.zeros(7, 7))])
