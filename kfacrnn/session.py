@@ -265,14 +265,14 @@ class Session:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.update = state["update"]
+        self.update = int(state["update"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.task.load_state_dict(state["task"])
         self.losses = [torch.tensor(loss, device=self.device) for loss in state["losses"]]
         own = 1 if ranks.is_first() else 0  # what has been counted is the first process's to carry on
-        self.tokens, self.units = own * state["tokens"], [own * units for units in state["units"]]
+        self.tokens, self.units = own * int(state["tokens"]), [own * int(units) for units in state["units"]]
         ranks.reseed(self.run.seed, self.update)
         for rng in [state["rng"], *state.get("others_rng", [])][ranks.rank() :][:1]:
             self._set_rng(rng)
