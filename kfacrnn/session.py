@@ -66,13 +66,13 @@ class Session:
         `UserError` for a checkpoint that is whole and yet not this run's."""
         from omegaconf import OmegaConf
 
-        checkpoint = ranks.of_first(folder.load_checkpoint())
-        if checkpoint is not None:
-            try:
+        try:
+            checkpoint = ranks.of_first(folder.load_checkpoint())
+            if checkpoint is not None:
                 self.load_state_dict(checkpoint)
                 self._untried = folder.path / "checkpoint.pt"
-            except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-                raise UserError(f"{folder.path / 'checkpoint.pt'}: not of this run ({first_line(error)})") from error
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise UserError(f"{folder.path / 'checkpoint.pt'}: not of this run ({first_line(error)})") from error
         folder.truncate(self.update)
         session = {
             "start": provenance.now(),

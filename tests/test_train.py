@@ -103,7 +103,7 @@ def test_a_signal_makes_a_checkpoint_and_the_same_command_continues(number: sign
     assert same(undisturbed, folder)
 
 
-@pytest.mark.parametrize("changed", ["optimizer", "seconds_at_last_row", "units"])
+@pytest.mark.parametrize("changed", ["optimizer", "seconds_at_last_row", "units", "tokens"])
 def test_a_checkpoint_with_a_state_of_another_kind_is_refused(
     changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +116,7 @@ def test_a_checkpoint_with_a_state_of_another_kind_is_refused(
     assert checkpoint
     for state in checkpoint["optimizer"]["state"].values():
         del state["exp_avg_sq"]
-    other = {"optimizer": checkpoint["optimizer"], "seconds_at_last_row": [], "units": "x"}
+    other = {"optimizer": checkpoint["optimizer"], "seconds_at_last_row": [], "units": "x", "tokens": torch.zeros(3)}
     folder.save_checkpoint(folder.load_checkpoint() | {"update": 2, changed: other[changed]})  # type: ignore[operator]
     with pytest.raises(UserError, match=r"checkpoint\.pt: not of this run"):
         train(run, "test")
