@@ -60,6 +60,7 @@ class Session:
         self.grad_norm: Tensor | None = None
         self.lr = 0.0
         self._seconds_at_last_row = 0.0
+        self._untried: Path | None = None  # the checkpoint that was loaded, until an update has been made from it
 
     def begin(self, folder: RunFolder, command: str) -> None:
         """Continues from the newest whole checkpoint, or starts; writes configuration and provenance. Raises
@@ -117,8 +118,6 @@ class Session:
             raise UserError(f"{self._untried}: not of this run ({first_line(error)})") from error
         self._untried = None
         return batch
-
-    _untried: Path | None = None  # the checkpoint that was loaded, until an update has been made from it
 
     def _step(self) -> Any:
         batch = self.task.next_batch()
@@ -192,7 +191,6 @@ class Session:
         self._require_finite(losses)
         valid = self._valid_nats() if self._evaluation_is_due(self.update) else None
         nats = float((losses * units).sum() / units.sum())
-        stats = self.optimizer.stats() if hasattr(self.optimizer, "stats") else {}
         wall, seconds = self.ledger.total, self.ledger.wall["train"]
         row = {
             "update": self.update,
@@ -210,7 +208,7 @@ class Session:
             "grad_norm": None if self.grad_norm is None else float(self.grad_norm),
             "updates_per_s": len(self.losses) / max(seconds - seconds_before, 1e-9),
             "memory_mb": peak_rss_mb(),
-            **stats,
+            **self._reported(),
         }
         self.losses, self.units, self._seconds_at_last_row = [], [], seconds
         return row
@@ -218,8 +216,10 @@ class Session:
     def stats(self) -> dict[str, float]:
         """What the optimiser reports of itself, those that are finite: retries, clipped ψ̂, skipped updates and the
         like leave a trace."""
-        found = self.optimizer.stats() if hasattr(self.optimizer, "stats") else {}
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+        return {name: value for name, value in self._reported().items() if math.isfinite(value)}
+
+    def _reported(self) -> dict[str, float]:
+        return self.optimizer.stats() if hasattr(self.optimizer, "stats") else {}
 
     def _losses_of_all(self) -> tuple[Tensor, Tensor]:
         """Of every update since the last row, over all processes: the loss, and the units that it averages over."""
