@@ -1,4 +1,4 @@
-"""What `kfacrnn bench step-cost` says an update of a run costs: for a seconds axis, and for an estimate of hours."""
+"""What `kfacrnn bench` says an update of a run costs: for a seconds axis, and for an estimate of hours."""
 
 from __future__ import annotations
 
@@ -22,31 +22,40 @@ class Cost:
     hardware: dict[str, Any]
 
 
-def cost(run: Run, results: Path) -> Cost | None:
-    """What was measured of just this: optimiser, precision, number of threads, and the task at its default sizes, on a
-    machine that did nothing else. None where nothing was."""
-    path = results / "bench" / f"step-cost-{run.task.name}-{run.precision}.json"
-    bench = _read(path)
-    if not bench or bench["machine"]["busy"] or bench["overrides"] or run.task != _default_task(run.task.name):
+def cost(run: Run, results: Path, experiment: str, line: str) -> Cost | None:
+    """What was measured of a run of an experiment's line, on a machine that did nothing else: of that very line by
+    `kfacrnn bench experiment`, or else of its optimiser by `kfacrnn bench step-cost`, if the run's task has its default
+    sizes. Precision and number of threads are the run's. None where nothing was measured."""
+    measured = {"task": run.task.name, "optimizer": run.optimizer.name, "dtype": run.precision, "threads": run.threads}
+    found = _find(results, f"experiment-{experiment}", measured | {"line": line})
+    if found is None and run.task == _default_task(run.task.name):
+        found = _find(results, f"step-cost-{run.task.name}-{run.precision}", measured)
+    return found
+
+
+def _find(results: Path, name: str, measured: dict[str, Any]) -> Cost | None:
+    """The cost in the row of a quiet benchmark, at shipped settings, that has these values."""
+    bench = _read(results / "bench" / f"{name}.json")
+    if not bench or bench["machine"]["busy"] or bench["overrides"]:
         return None
     for row in bench["rows"]:
-        measured = (row["task"], row["optimizer"], row["dtype"], row["threads"])
-        if measured == (run.task.name, run.optimizer.name, run.precision, run.threads):
-            where = f"bench/{path.name}"
-            return Cost(row["ms_mean_cycle"] / 1000, where, bench["commit"], bench["hardware"])
+        if measured.items() <= row.items():
+            return Cost(row["ms_mean_cycle"] / 1000, f"bench/{name}.json", bench["commit"], bench["hardware"])
     return None
 
 
 def estimate(run: Run, results: Path) -> float | None:
-    """Roughly the seconds of an update: of its optimiser, or else the fastest one, in proportion to the batch and with
-    the power 3/2 of the width, between the recurrence's 2 and the softmax's 1. None without a benchmark of the task."""
+    """Roughly the seconds of an update: of its optimiser, or else the fastest one, in proportion to the batch, the
+    inverse of the threads, and the power 3/2 of the width, between the recurrence's 2 and the softmax's 1. None without
+    a benchmark of the task."""
     bench = _read(results / "bench" / f"step-cost-{run.task.name}-{run.precision}.json")
     if not bench:
         return None
     times = {row["optimizer"]: row["ms_mean_cycle"] / 1000 for row in bench["rows"]}
     default = _default_task(run.task.name)
     batch, width = (getattr(run.task, key, 1) / getattr(default, key, 1) for key in ("batch_size", "hidden"))
-    return times.get(run.optimizer.name, min(times.values())) * batch * width**1.5
+    threads = bench["threads"] / run.threads
+    return times.get(run.optimizer.name, min(times.values())) * batch * width**1.5 * threads
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -24,19 +24,22 @@ MOST_TRIALS = 10_000  # of a line: all of them are kept in memory, and looked at
 
 @dataclass
 class Method:
-    """An optimiser with its settings, and where the best of them are to be looked for."""
+    """An optimiser with its settings, and where the best of them are to be looked for; `tune_overrides` are for its
+    trials alone, after those of `tune`."""
 
     optimizer: str = setting("file in configs/optimizer")
     overrides: list[str] = field(default_factory=list)
     grid: dict[str, list[Any]] = field(default_factory=dict)
     cross: dict[str, list[Any]] = field(default_factory=dict)
     search: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    tune_overrides: list[str] = field(default_factory=list)
     label: str | None = None
     style: str = "solid"
     marker: str | None = None
 
     def check(self) -> Iterator[str]:
         yield from own_keys("overrides", self.overrides)
+        yield from own_keys("tune_overrides", self.tune_overrides)
         for kind in ("grid", "cross", "search"):
             yield from own_keys(kind, getattr(self, kind))
         yield from (f"grid.{key}: has no values" for key, values in self.grid.items() if not values)
@@ -260,7 +263,8 @@ class Experiment:
     def trial(self, line: str, choice: Choice) -> Point:
         """The tuning run of one choice."""
         assert self.tune is not None
-        return self._point(line, "tune", choice, self.tune.seed, self.tune.overrides)
+        overrides = (*self.tune.overrides, *self.method(line).tune_overrides)
+        return self._point(line, "tune", choice, self.tune.seed, overrides)
 
     def confirmation(self, line: str, choice: Choice) -> list[Point]:
         """The runs that the figure draws, for one choice."""

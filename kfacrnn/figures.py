@@ -91,7 +91,7 @@ def collect(
     _check_chance(described, task)
     costs: dict[str, Cost | None] = {}
     if picture.benched_seconds:
-        costs = {line: _cost(finished, benches or plan.store.root) for line, finished in lines.items()}
+        costs = {line: _cost(plan, line, finished, benches or plan.store.root) for line, finished in lines.items()}
     if "seconds" in picture.panels and not picture.mix_hardware:
         _check_hardware(
             [planned for planned in runs if _undisturbed(planned)], [cost for cost in costs.values() if cost]
@@ -116,11 +116,11 @@ def collect(
     return rows, shown, _provenance(plan, lines, task, costs, source) | about
 
 
-def _cost(finished: Sequence[PlannedRun], benches: Path) -> Cost | None:
+def _cost(plan: Plan, line: str, finished: Sequence[PlannedRun], benches: Path) -> Cost | None:
     """The benched cost of a line's updates if none of its runs had the machine to itself."""
     if not finished or any(_undisturbed(planned) for planned in finished):
         return None
-    return benched.cost(finished[0].run, benches)
+    return benched.cost(finished[0].run, benches, plan.experiment.runs or plan.experiment.name, line)
 
 
 def _curve(planned: PlannedRun, metric: str, name: str) -> Curve:

@@ -54,6 +54,13 @@ def test_tuning_runs_take_the_tuning_seed_and_overrides_and_confirmation_runs_do
     assert [(run.seed, run.budget.updates, run.optimizer.lr) for run in confirmation] == [(1, 100, 1.0), (2, 100, 1.0)]
 
 
+def test_a_method_may_have_overrides_of_its_own_for_its_trials(tmp_path: Path) -> None:
+    own = "grid: {optimizer.lr: [1e-3, 1], optimizer.clip: [null, 5.0]}, tune_overrides: [budget.updates=40]"
+    two = experiment.load(written(tmp_path, "grid: {optimizer.lr: [1e-3, 1], optimizer.clip: [null, 5.0]}", own))
+    assert config.compose(two.tuning("SGD")[0].overrides).budget.updates == 40  # and not tune's 10
+    assert config.compose(two.confirmation("SGD", {})[0].overrides).budget.updates == 100
+
+
 def test_a_method_without_a_grid_has_nothing_to_tune(tmp_path: Path) -> None:
     two = experiment.load(written(tmp_path))
     assert two.tuning("Adam") == []

@@ -289,14 +289,22 @@ def test_a_figure_whose_methods_had_different_numbers_of_trials_says_so_on_its_f
 BENCHED = FIGURE.replace("}}", "}, benched_seconds: true}")
 
 
-def bench(results: Path, *, busy: bool = False, overrides: list[str] | None = None, cpu: str = "Abacus 1") -> None:
-    """Half a second for an update of Adam."""
-    row = {"task": "repeat_copy", "optimizer": "adam", "dtype": "fp32", "threads": 1, "ms_mean_cycle": 500.0}
+def bench(
+    results: Path,
+    name: str = "step-cost-repeat_copy-fp32",
+    *,
+    busy: bool = False,
+    overrides: list[str] | None = None,
+    cpu: str = "Abacus 1",
+    **more: object,
+) -> None:
+    """Half a second for an update of Adam, unless `more` says something else."""
+    row = {"task": "repeat_copy", "optimizer": "adam", "dtype": "fp32", "threads": 1, "ms_mean_cycle": 500.0, **more}
     rows = [{**row, "ms_p95": 700.0}, {**row, "threads": 2, "ms_mean_cycle": 1.0, "ms_p95": 1.0}]
     about = {"machine": {"busy": busy}, "overrides": overrides or [], "commit": "c0ffee"}
     content = {**about, "hardware": {"cpu": cpu, "cores": 2}, "rows": rows}
     (results / "bench").mkdir(parents=True, exist_ok=True)
-    (results / "bench" / "step-cost-repeat_copy-fp32.json").write_text(json.dumps(content))
+    (results / "bench" / f"{name}.json").write_text(json.dumps(content))
 
 
 def test_a_line_whose_runs_all_shared_the_machine_may_have_benched_seconds(tmp_path: Path) -> None:
@@ -327,6 +335,15 @@ def test_benched_seconds_are_for_the_sizes_that_were_benched_and_for_runs_withou
     store(confirmation(path, tmp_path, "Adam")[0], [4.0, 3.0], jobs=2)
     bench(tmp_path)
     assert column(drawn(path, tmp_path), "benched", "Adam", "x") == []
+
+
+def test_a_benchmark_of_the_experiment_knows_each_of_its_lines(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS, figure=BENCHED)  # a smaller task than the default
+    store(confirmation(path, tmp_path, "Adam")[0], [4.0, 3.0], every=10, jobs=2)
+    bench(tmp_path, "experiment-tiny", line="SGD")
+    assert column(drawn(path, tmp_path), "benched", "Adam", "x") == []
+    bench(tmp_path, "experiment-tiny", line="Adam", ms_mean_cycle=250.0)
+    assert column(drawn(path, tmp_path), "benched", "Adam", "x") == [2.5, 5.0]
 
 
 def test_benched_seconds_are_no_way_around_mixing_hardware(tmp_path: Path) -> None:

@@ -108,13 +108,16 @@ def test_unequal_numbers_of_trials_are_said_and_methods_as_shipped_do_not_count(
     assert plan.unequal_trials() == {}
 
 
-@pytest.mark.parametrize(("batch", "seconds"), [(16, 6000 * 0.25), (32, 6000 * 0.5)])
+@pytest.mark.parametrize(
+    ("batch", "threads", "seconds"), [(16, 1, 6000 * 0.25), (32, 1, 6000 * 0.5), (16, 2, 6000 * 0.5)]
+)
 def test_an_estimate_of_runs_that_nothing_is_known_of_comes_from_the_benchmark(
-    tmp_path: Path, batch: int, seconds: float
+    tmp_path: Path, batch: int, threads: int, seconds: float
 ) -> None:
-    rows = [{"task": "repeat_copy", "optimizer": "sgd", "dtype": "fp32", "threads": 1, "ms_mean_cycle": 250.0}]
+    row = {"task": "repeat_copy", "optimizer": "sgd", "dtype": "fp32", "threads": threads, "ms_mean_cycle": 250.0}
     (tmp_path / "bench").mkdir()
-    (tmp_path / "bench" / "step-cost-repeat_copy-fp32.json").write_text(json.dumps({"rows": rows}))
+    bench = tmp_path / "bench" / "step-cost-repeat_copy-fp32.json"
+    bench.write_text(json.dumps({"threads": threads, "rows": [row]}))
     common = ["task.hidden=64", f"task.batch_size={batch}", "budget.updates=6000"]
     path = write_experiment(tmp_path / "long.yaml", "{Adam: {optimizer: adam}}", common=common)
-    assert Plan(experiment.load(path), str(tmp_path)).seconds_left() == pytest.approx(seconds)
+    assert Plan(experiment.load(path), str(tmp_path)).seconds_left() == pytest.approx(seconds)  # runs with one thread
