@@ -56,7 +56,7 @@ class Session:
         schedule, updates = run.optimizer.schedule, run.budget.updates
         self.schedule = LambdaLR(self.optimizer, lambda update: schedule.factor(update, updates))
         self.losses: list[Tensor] = []  # training losses since the last row, on the device
-        self.units: list[int] = []
+        self.units: list[float] = []
         self.grad_norm: Tensor | None = None
         self.lr = 0.0
         self._seconds_at_last_row = 0.0
@@ -257,7 +257,7 @@ class Session:
             "schedule": self.schedule.state_dict(),
             "task": self.task.state_dict(),
             "losses": losses.tolist(),
-            "units": units.long().tolist(),
+            "units": units.tolist(),
             "rng": rng,
             "others_rng": others_rng,
             "ledger": self.ledger.state_dict(),
@@ -272,7 +272,7 @@ class Session:
         self.task.load_state_dict(state["task"])
         self.losses = [torch.tensor(loss, device=self.device) for loss in state["losses"]]
         own = 1 if ranks.is_first() else 0  # what has been counted is the first process's to carry on
-        self.tokens, self.units = own * int(state["tokens"]), [own * int(units) for units in state["units"]]
+        self.tokens, self.units = own * int(state["tokens"]), [own * float(units) for units in state["units"]]
         ranks.reseed(self.run.seed, self.update)
         for rng in [state["rng"], *state.get("others_rng", [])][ranks.rank() :][:1]:
             self._set_rng(rng)

@@ -14,7 +14,7 @@ from kfacrnn.predictive import Distribution
 
 class Batch(Protocol):
     targets: Tensor  # what the predictive distribution scores
-    units: int  # what the loss averages over: words, characters or sequences
+    units: float  # what the loss averages over: words, characters or sequences
     tokens: int  # time-steps of all cases
     cases: int  # sequences
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,17 +46,24 @@ class Config:
     eval_batch_size: int = setting("parallel streams of the text in evaluation, each from a zero state", at_least=1)
 
 
-class LanguageModel(nn.Module):
-    """Embedding, LSTM and softmax over `vocabulary` tokens; dropout on whatever enters an LSTM layer or the softmax."""
+class Sizes(Protocol):
+    """What a model is made of; every task's `Config` that has these."""
 
-    def __init__(self, vocabulary: int, config: Config):
+    hidden: int
+    layers: int
+    dropout: float
+    init_scale: float
+
+
+class LanguageModel(nn.Module):
+    """Embedding, recurrent layers and softmax over `vocabulary` tokens; dropout on whatever enters a layer or the
+    softmax. `layer` is one of `kfacrnn.nn`; the state is as it has it."""
+
+    def __init__(self, vocabulary: int, config: Sizes, layer: Callable[..., nn.Module]):
         super().__init__()
-        layer = LayerNormLSTM if config.layer_norm else LSTM
-        between = (
-            config.dropout if config.layers > 1 else 0.0
-        )  # torch warns of dropout between layers where there is one
+        between = config.dropout if config.layers > 1 else 0.0  # torch warns of it where there is one layer
         self.embedding = nn.Embedding(vocabulary, config.hidden)
-        self.lstm = layer(config.hidden, config.hidden, config.layers, dropout=between)
+        self.recurrent = layer(config.hidden, config.hidden, config.layers, dropout=between)
         self.softmax = nn.Linear(config.hidden, vocabulary)
         self.dropout = nn.Dropout(config.dropout)
         self._initialize(config.init_scale)
@@ -64,13 +72,13 @@ class LanguageModel(nn.Module):
     def _initialize(self, scale: float) -> None:
         """Weights and biases uniform in ±scale (Zaremba et al., 2014); gains and shifts of layer-norm stay 1 and 0."""
         drawn = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        recurrent = (p for name, p in self.lstm.named_parameters() if name.startswith(drawn))
+        recurrent = (p for name, p in self.recurrent.named_parameters() if name.startswith(drawn))
         for parameter in (*self.embedding.parameters(), *recurrent, *self.softmax.parameters()):
             parameter.uniform_(-scale, scale)
 
-    def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def forward(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Logits `[T, B, V]` for the token after each of `tokens` `[T, B]`, and the state after the last."""
-        output, state = self.lstm(self.dropout(self.embedding(tokens)), state)
+        output, state = self.recurrent(self.dropout(self.embedding(tokens)), state)
         return self.softmax(self.dropout(output)), state
 
 
@@ -130,7 +138,9 @@ class LanguageModelTask(ABC):
     def to_metric(self, nats: float) -> float: ...
 
     def build_model(self) -> LanguageModel:
-        return LanguageModel(self.vocabulary, self.config).to(self.device)  # drawn on the CPU: the same on any device
+        layer = LayerNormLSTM if self.config.layer_norm else LSTM
+        model = LanguageModel(self.vocabulary, self.config, layer)  # drawn on the CPU: the same on any device
+        return model.to(self.device)
 
     def next_batch(self) -> Batch:
         position = self._updates % self._batches

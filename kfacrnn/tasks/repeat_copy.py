@@ -17,7 +17,6 @@ The loss is summed over the predicted steps and bits and averaged over the seque
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from kfacrnn.nn import DNC
 from kfacrnn.predictive import Bernoulli
 from kfacrnn.settings import setting
 from kfacrnn.tasks import DataSource
+from kfacrnn.tasks._generators import private_generator
 
 Count = TypeVar("Count", int, Tensor)
 
@@ -162,9 +162,10 @@ class RepeatCopy:
     def __init__(self, config: Config, seed: int, device: torch.device):
         self.config, self.device = config, device
         self.checksums: dict[str, str] = {}
-        self.generator = _generator("train", seed)
+        self.generator = private_generator("train", seed)
         self.held_out = {
-            split: draw(config, config.eval_sequences, _generator(split)).to(device) for split in ("valid", "test")
+            split: draw(config, config.eval_sequences, private_generator(split)).to(device)
+            for split in ("valid", "test")
         }
         # A fair coin for every bit that is asked for; the end flag is always 1 at one step and 0 elsewhere.
         length, repeats = config.min_length + config.max_length, config.min_repeats + config.max_repeats
@@ -214,12 +215,6 @@ class RepeatCopy:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generator.set_state(state["generator"])
-
-
-def _generator(*key: str | int) -> torch.Generator:
-    """A private stream for each key: torch seeds with 32 bits only, so that added offsets could meet."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4]))
 
 
 def build(config: Config, *, seed: int, device: torch.device, data: DataSource) -> RepeatCopy:

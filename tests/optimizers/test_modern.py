@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from kfacrnn import config, discovery
 from kfacrnn.bench.cycle import PLAIN, Kind
 from kfacrnn.bench.subjects import TrainingRun
-from kfacrnn.nn import DNC
+from kfacrnn.nn import DNC, LSTM
 from kfacrnn.tasks._language_model import LanguageModel
 from tests import synthetic
 
@@ -70,7 +70,7 @@ def power(matrix: Tensor, exponent: float) -> Tensor:
 @pytest.mark.parametrize(
     ("model", "hidden"),
     [
-        (lambda: LanguageModel(11, config.compose(["task=ptb_char", "task.hidden=4"]).task), "lstm.weight"),
+        (lambda: LanguageModel(11, config.compose(["task=ptb_char", "task.hidden=4"]).task, LSTM), "recurrent.weight"),
         (lambda: DNC(3, 2, hidden=4, slots=4, word=3), ("controller_weight", "interface_weight")),
     ],
     ids=["language model", "DNC"],

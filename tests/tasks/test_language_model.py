@@ -52,8 +52,8 @@ def build(task: LanguageModelTask, dtype: torch.dtype = torch.float64) -> Langua
 
 def reference(model: LanguageModel, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
     """Log-probabilities `[T, B, V]` by torch's own LSTM and matrix products, and the last state."""
-    lstm = nn.LSTM(model.lstm.input_size, model.lstm.hidden_size, model.lstm.num_layers).double()
-    lstm.load_state_dict(model.lstm.state_dict())
+    lstm = nn.LSTM(model.recurrent.input_size, model.recurrent.hidden_size, model.recurrent.num_layers).double()
+    lstm.load_state_dict(model.recurrent.state_dict())
     output, state = lstm(model.embedding.weight[tokens], state)
     return (output @ model.softmax.weight.T + model.softmax.bias).log_softmax(-1), state
 
@@ -259,7 +259,7 @@ def test_evaluation_is_without_dropout_and_leaves_training_as_it_was(training: b
 def test_weights_and_biases_start_uniform_as_zarembas(layer_norm: bool, scale: float) -> None:
     model = build(tiny_task(layer_norm=layer_norm, init_scale=scale, hidden=100), torch.float32)
     for name, parameter in model.named_parameters():
-        if not (layer_norm and name.startswith(("lstm.gain", "lstm.bias"))):
+        if not (layer_norm and name.startswith(("recurrent.gain", "recurrent.bias"))):
             assert parameter.abs().max() <= scale
             if parameter.dim() == 2:
                 assert parameter.std().item() == pytest.approx(scale / math.sqrt(3), rel=0.06)
@@ -270,7 +270,7 @@ def test_weights_and_biases_start_uniform_as_zarembas(layer_norm: bool, scale: f
 def test_gains_of_layer_norm_start_at_one_and_shifts_at_zero() -> None:
     model = build(tiny_task(layer_norm=True))
     starts = {"gain": 1.0, "bias": 0.0}
-    normed = {name: p for name, p in model.lstm.named_parameters() if name[:4] in starts}
+    normed = {name: p for name, p in model.recurrent.named_parameters() if name[:4] in starts}
     assert len(normed) == 2 * 5
     assert all((parameter == starts[name[:4]]).all() for name, parameter in normed.items())
 
@@ -283,10 +283,10 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 def test_dropout_acts_on_what_enters_a_layer_or_the_softmax() -> None:
     model = build(tiny_task(dropout=0.5, hidden=50)).train()
     entering: dict[str, Tensor] = {}
-    for name in ("lstm", "softmax"):
+    for name in ("recurrent", "softmax"):
         getattr(model, name).register_forward_pre_hook(lambda _, args, name=name: entering.update({name: args[0]}))
     model(torch.randint(VOCABULARY, (20, 4)))
-    assert model.lstm.dropout == 0.5
+    assert model.recurrent.dropout == 0.5
     for tensor in entering.values():
         assert (tensor == 0).double().mean().item() == pytest.approx(0.5, abs=0.05)
 
