@@ -140,7 +140,7 @@ def _notes(described: Experiment, entries: Sequence[Entry]) -> Iterator[str]:
             "percentile over log intervals."
         )
     if any(entry.line.benched for entry in entries):
-        yield "†: these runs shared the machine; seconds are updates × the cost of one by kfacrnn bench step-cost."
+        yield "†: these runs shared the machine; seconds are updates × the cost of one by kfacrnn bench."
 
 
 def _notes_on_target(described: Experiment, baselines: Sequence[str], entries: Sequence[Entry]) -> Iterator[str]:
