@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -54,7 +55,8 @@ def use_tiny_corpus(folder: Path) -> None:
 
 def small(task: str, optimizer: str, texts: Path, *more: str) -> list[str]:
     """Overrides for a run of a second or less; `texts` has the tiny corpus."""
-    sizes = [override for override in TINY if override.startswith("task.")] if task == "repeat_copy" else TEXT
+    settings = [f"task.{field.name}=" for field in dataclasses.fields(discovery.load("tasks", task).Config)]
+    sizes = [size for size in (TINY if task == "repeat_copy" else TEXT) if size.startswith(tuple(settings))]
     return [f"task={task}", f"optimizer={optimizer}", f"data.root={texts}", "threads=1", *sizes, *more]
 
 
