@@ -128,6 +128,14 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--results", default="results", metavar="DIR", help="the result store (default results)")
     report.add_argument("--out", metavar="FILE", help="where to write (default RESULTS/report.html)")
 
+    evaluate = command("evaluate", _evaluate, "a trained model on the test set", "evaluate 044f32e1269c --split test")
+    evaluate.add_argument("runs", nargs="+", metavar="RUN", help="identities, or how they begin: kfacrnn list runs")
+    evaluate.add_argument("--split", default="test", choices=["valid", "test"], help="default test")
+    evaluate.add_argument("--final", action="store_true", help="the last parameters, not those of the best validation")
+    evaluate.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:1 (default: the run's)")
+    evaluate.add_argument("--root", metavar="DIR", help="folder of the corpus (default: the run's)")
+    evaluate.add_argument("--results", default="results", metavar="DIR", help="the result store (default results)")
+
     _add_compare(command("compare", _compare, "runs of any source in one table", "compare"))
 
     sync = command("sync", _sync, "upload runs to Weights & Biases", "sync results --where tracker.group=figure2")
@@ -218,6 +226,15 @@ def _figure(options: argparse.Namespace) -> int:
     )
     for path in written:
         print(path)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from kfacrnn.evaluate import evaluate
+
+    how = {name: getattr(options, name) for name in ("split", "final", "results", "device", "root")}
+    for run in options.runs:
+        print(evaluate(run, **how))
     return 0
 
 

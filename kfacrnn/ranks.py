@@ -190,7 +190,7 @@ class Onlooker(RunFolder):
         pass
 
     describe = truncate = append = set_status = _nothing
-    save_checkpoint = load_checkpoint = save_model = drop_checkpoints = _nothing
+    save_checkpoint = load_checkpoint = drop_checkpoints = save_model = drop_model = _nothing
 
 
 @contextmanager

@@ -59,6 +59,7 @@ class Session:
         self.units: list[float] = []
         self.grad_norm: Tensor | None = None
         self.lr = 0.0
+        self._least_valid, self._best_update = math.inf, 0
         self._seconds_at_last_row = 0.0
         self._untried: Path | None = None  # the checkpoint that was loaded, until an update has been made from it
 
@@ -235,11 +236,22 @@ class Session:
             raise Diverged(f"parameters not finite after update {self.update}")
 
     def _valid_nats(self) -> float:
-        with self.ledger("eval"), torch.no_grad(), self._autocast():
-            nats = self.task.evaluate(self.model, "valid")
+        nats = self.evaluate("valid")
         if self.is_last and not math.isfinite(nats):
             raise Diverged(f"validation loss not finite after update {self.update}")
+        if nats < self._least_valid:
+            self._least_valid, self._best_update = nats, self.update
         return nats
+
+    def evaluate(self, split: str) -> float:
+        """Mean nats per unit of the parameters as they are."""
+        with self.ledger("eval"), torch.no_grad(), self._autocast():
+            return self.task.evaluate(self.model, split)
+
+    @property
+    def is_best(self) -> bool:
+        """Whether this update's validation is the best so far."""
+        return 0 < self.update == self._best_update
 
     @property
     def is_last(self) -> bool:
@@ -262,6 +274,7 @@ class Session:
             "others_rng": others_rng,
             "ledger": self.ledger.state_dict(),
             "seconds_at_last_row": self._seconds_at_last_row,
+            "best": [self._least_valid, self._best_update],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -278,3 +291,5 @@ class Session:
             self._set_rng(rng)
         self.ledger.load_state_dict(state["ledger"])
         self._seconds_at_last_row = float(state["seconds_at_last_row"])
+        least, best = state.get("best", (math.inf, 0))
+        self._least_valid, self._best_update = float(least), int(best)

@@ -6,7 +6,7 @@
         metrics.csv     one row per log point; a torn last line is dropped on reading
         status.json     running | done | diverged | failed | interrupted, with a heartbeat
         checkpoint.pt   everything needed to continue as if never stopped; checkpoint.old.pt is the one before
-        model.pt        final parameters
+        model.pt        final parameters; best.pt, those of the least validation loss, if that was before the end
 
 What is replaced is replaced atomically, what grows is flushed line by line, and one process at a time may write. What
 somebody else has cut, deleted or filled with garbage is noticed, said, and never taken for a result.
@@ -28,11 +28,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kfacrnn.discovery import place
-from kfacrnn.errors import UserError
+from kfacrnn.errors import UserError, first_line
 
 SCHEMA_VERSION = 1
 STATES = ("running", "done", "diverged", "failed", "interrupted")
 FINISHED = ("done", "diverged")
+FINAL, BEST = "model.pt", "best.pt"
 COLUMNS = (
     "update", "epoch", "tokens",
     "time_train_s", "time_eval_s", "time_wall_s", "cpu_s",
@@ -153,14 +154,14 @@ class RunFolder:
 
     def status(self) -> dict[str, Any]:
         """status.json; nothing where it is not there, or not whole."""
-        status = self._read_json("status.json")
+        status = self.read_json("status.json")
         counts = all(isinstance(status.get(key), int) for key in ("update", "updates"))
         return status if counts and status.get("state") in STATES else {}
 
     def meta(self) -> dict[str, Any]:
-        return self._read_json("meta.json")
+        return self.read_json("meta.json")
 
-    def _read_json(self, name: str) -> dict[str, Any]:
+    def read_json(self, name: str) -> dict[str, Any]:
         try:
             content = json.loads((self.path / name).read_text())
         except (OSError, ValueError):  # of JSON, and of UTF-8
@@ -275,12 +276,31 @@ class RunFolder:
                     path.unlink()
         return None
 
-    def save_model(self, parameters: dict[str, Any]) -> None:
+    def save_model(self, parameters: dict[str, Any], name: str = FINAL) -> None:
         import torch
 
         buffer = io.BytesIO()
         torch.save(parameters, buffer)
-        write_atomic(self.path / "model.pt", buffer.getvalue())
+        write_atomic(self.path / name, buffer.getvalue())
+
+    def load_model(self, name: str) -> dict[str, Any]:
+        """Raises `UserError` where there is none, or what is there holds no parameters."""
+        import torch
+
+        path = self.path / name
+        try:
+            parameters = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError as error:
+            raise UserError(f"there is no {path}") from error
+        except Exception as error:  # as for a checkpoint
+            raise UserError(f"{path}: holds no parameters ({first_line(error)})") from error
+        if not isinstance(parameters, dict):
+            raise UserError(f"{path}: holds no parameters")
+        return parameters
+
+    def drop_model(self, name: str) -> None:
+        with _explained(self.path / name):
+            (self.path / name).unlink(missing_ok=True)
 
     def drop_checkpoints(self) -> None:
         """After the end: what was only needed to continue."""
@@ -299,6 +319,15 @@ class Store:
     def folder(self, run: Any) -> RunFolder:
         """Where a `kfacrnn.config.Run` lives, whether or not it has been started."""
         return RunFolder(self.root / "runs" / run.task.name / run.optimizer.name / run.run_id)
+
+    def find(self, name: str) -> RunFolder:
+        """The run whose identity begins with `name`. Raises `UserError` unless there is one."""
+        found = [folder for folder in self if folder.run_id.startswith(name)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(f"{name}: {len(found)} runs in {self.root} begin so, such as {found[0].run_id}")
+        raise UserError(f"{name}: no run in {self.root} begins so; kfacrnn list runs shows what there is")
 
     def __iter__(self) -> Iterator[RunFolder]:
         for path in sorted((self.root / "runs").glob("*/*/*/config.yaml")):

@@ -17,7 +17,7 @@ from kfacrnn.kfac.maths import DecompositionError
 from kfacrnn.memory import shortage_explained
 from kfacrnn.progress import Progress, Silence
 from kfacrnn.session import Diverged, Session
-from kfacrnn.store import FINISHED, RunFolder, Store
+from kfacrnn.store import BEST, FINISHED, RunFolder, Store
 from kfacrnn.track import Mirror, Nobody, open_mirror
 
 HEARTBEAT = 10.0  # seconds
@@ -89,6 +89,9 @@ def _loop(session: Session, folder: RunFolder, mirror: Mirror) -> None:
                 if time.monotonic() - beat > HEARTBEAT:
                     beat = time.monotonic()
                     folder.set_status("running", update=session.update, updates=budget.updates)
+            if session.is_best and not session.is_last:
+                with ledger("checkpoint"):
+                    folder.save_model(session.model.state_dict(), BEST)
             number = ranks.largest(received[0] if received else 0)
             if number or session.update % budget.checkpoint_every == 0:
                 with ledger("checkpoint"):
@@ -110,6 +113,8 @@ def _step(session: Session) -> None:
 def _end(session: Session, folder: RunFolder, mirror: Mirror, state: str, reason: str) -> None:
     if state in FINISHED:
         folder.save_model(session.model.state_dict())
+        if session.is_best:
+            folder.drop_model(BEST)
     config, meta = session.description
     meta["sessions"][-1]["end"] = provenance.now()
     folder.describe(config, meta | {"ledger": session.ledger.state_dict(), "stats": session.stats()})

@@ -39,9 +39,12 @@ def final(folder: RunFolder) -> dict[str, torch.Tensor]:
 
 
 def same(one: RunFolder, other: RunFolder) -> bool:
-    """Bitwise: rows and final parameters."""
-    weights, others = final(one), final(other)
-    return curve(one) == curve(other) and all(torch.equal(weights[name], others[name]) for name in weights | others)
+    """Bitwise: rows, final parameters, and those of the best validation."""
+    files = sorted(path.name for path in one.path.glob("*.pt"))
+    if curve(one) != curve(other) or files != sorted(path.name for path in other.path.glob("*.pt")):
+        return False
+    pairs = [(torch.load(each.path / name, weights_only=True) for each in (one, other)) for name in files]
+    return all(torch.equal(a[name], b[name]) for a, b in pairs for name in a | b)
 
 
 # ---- killed, stopped, repeated -------------------------------------------------------------------------------------
