@@ -9,10 +9,10 @@ from kfacrnn.summary import Entry, Ratio
 
 
 def significant(value: float, digits: int = 4) -> str:
-    """So many significant digits, all of those before the point; powers of ten for what is very small."""
+    """So many significant digits, all of those before the point; powers of ten for what is very small or very large."""
     if math.isinf(value):
         return "∞"
-    if value and abs(value) < 1e-4:
+    if value and not 1e-4 <= abs(value) < 1e6:
         return f"{value:.{digits - 1}e}"
     exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])  # after rounding
     places = digits - 1 - exponent

@@ -52,6 +52,8 @@ def check_settings(**settings: Any) -> None:
     for name in ("statistics_fraction", "inverse_share"):
         holds(name, is_finite(value(name)) and 0 < value(name) <= 1, "in (0, 1]")
     holds("statistics_decay", is_finite(value("statistics_decay")) and 0 <= value("statistics_decay") < 1, "in [0, 1)")
+    tolerance = value("lag_tolerance")
+    holds("lag_tolerance", tolerance is None or (is_finite(tolerance) and 0 <= tolerance < 1), "None, or in [0, 1)")
     for name in ("statistics_every", "refresh_every", "max_dense"):
         holds(name, isinstance(value(name), int) and value(name) >= 1, "an integer of at least 1")
     delay = value("refresh_delay")

@@ -27,24 +27,28 @@ from kfacrnn.kfac.maths import mean_length
 
 @dataclass(frozen=True)
 class Curvature:
-    """What all blocks agree on: the approximation, the largest factor that is kept dense, and in which precision its
-    decomposition and products are. None, and products with float64 factors: see `kfacrnn.kfac.precision`."""
+    """What all blocks agree on: the approximation, the largest factor that is kept dense, in which precision its
+    decomposition and products are, and which modes count. None, and products with float64 factors: see
+    `kfacrnn.kfac.precision`."""
 
     approximation: str
     max_dense: int
     gamma_max: float
     compute_dtype: torch.dtype | None = None
     product_dtype: torch.dtype | None = None
+    lag_tolerance: float | None = None
 
-    def dtypes(self, lag_0: Sequence[Tensor]) -> tuple[torch.dtype, torch.dtype]:
-        """Of decompositions and of products, for a map with these A0 and G0."""
+    def exactness(self, lag_0: Sequence[Tensor]) -> dict[str, Any]:
+        """What `inversion` is to be told of precision and tolerance, for a map with these A0 and G0."""
         A0, *G0 = lag_0
         widest = max((len(M) for M in lag_0 if M.dim() == 2), default=0)
         weights = len(A0) * sum(map(len, G0))
         compute_dtype = self.compute_dtype or precision.compute_dtype(A0.dtype, widest)
-        if self.product_dtype is not None and A0.dtype == torch.float32:
-            return compute_dtype, self.product_dtype
-        return compute_dtype, precision.product_dtype(A0.dtype, weights, A0.device)
+        product_dtype = self.product_dtype if A0.dtype == torch.float32 else None
+        product_dtype = product_dtype or precision.product_dtype(A0.dtype, weights, A0.device)
+        tolerance = self.lag_tolerance
+        tolerance = precision.lag_tolerance(A0.dtype, weights) if tolerance is None else tolerance
+        return {"compute_dtype": compute_dtype, "product_dtype": product_dtype, "lag_tolerance": tolerance}
 
 
 def plain(inverse: Any) -> Any:
@@ -205,7 +209,6 @@ class KroneckerBlock(Block):
 
     def inversion(self, damping: float) -> Inversion:
         A0, A1, G0, G1 = self._unpack(self.average.values())
-        compute_dtype, product_dtype = self.curvature.dtypes([A0, *G0])
         return inversion(
             self.curvature.approximation,
             A0,
@@ -215,8 +218,7 @@ class KroneckerBlock(Block):
             lengths=dict(self.average.lengths),
             damping=damping,
             gamma_max=self.curvature.gamma_max,
-            compute_dtype=compute_dtype,
-            product_dtype=product_dtype,
+            **self.curvature.exactness([A0, *G0]),
         )
 
     def coverage(self) -> list[Row]:

@@ -105,19 +105,19 @@ class Elsewhere:
 class _Outline(NamedTuple):
     """A `Modes` without its tensors' content."""
 
-    tensors: list[tuple[torch.Size, torch.dtype] | None]  # P, ψ̂, N
+    tensors: list[tuple[torch.Size, torch.dtype] | None]  # as `Modes.tensors`
     condition: float
     retries: int
 
     @classmethod
     def of(cls, modes: Modes) -> _Outline:
-        tensors = [None if M is None else (M.shape, M.dtype) for M in (modes.P, modes.psi, modes.N)]
+        tensors = [None if M is None else (M.shape, M.dtype) for M in modes.tensors]
         return cls(tensors, modes.condition, modes.retries)
 
     def room(self, device: torch.device) -> Modes:
-        P, psi, N = (None if M is None else torch.empty(M[0], dtype=M[1], device=device) for M in self.tensors)
+        P, *others = (None if M is None else torch.empty(M[0], dtype=M[1], device=device) for M in self.tensors)
         assert P is not None
-        return Modes(P, self.condition, self.retries, psi, N)
+        return Modes(P, self.condition, self.retries, *others)
 
 
 class Together(Alone):
@@ -223,7 +223,7 @@ class Together(Alone):
             else:
                 made = {unit: outline.room(self._device) for unit, outline in outlines.items()}
             if self._team is not None:
-                tensors = [M for modes in made.values() for M in (modes.P, modes.psi, modes.N) if M is not None]
+                tensors = [M for modes in made.values() for M in modes.tensors if M is not None]
                 broadcast(tensors, member, self._team)
             sides |= made
         return sides

@@ -9,6 +9,9 @@
     P, N     as A0, G0             L⁻ᵀE and L⁻ᵀΨ̂E, E the eigenvectors of Ψ̂ (option 1) or of Ψ̂ᵀΨ̂ (option 2)
     Y        [Σm, n]               what is left to multiply by in that basis
 
+Most modes of a large Ψ̂ are next to nothing. `Few` leaves them out: those below a tolerance are taken to be uncorrelated
+over time, and F⁻¹ is that of indep but in the modes that remain; P, N and Y then have the columns of these alone.
+
 F is the Fisher of the loss summed over a sequence's steps (E[T]·V0 for indep); the damping λ is added to V0, not to F.
 This module knows nothing of networks or of where the factors come from.
 
@@ -18,11 +21,12 @@ J. Martens, J. Ba, M. Johnson, "Kronecker-factored Curvature Approximations for 
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor
@@ -76,21 +80,25 @@ class FisherInverse(ABC):
         return self._mapped(lambda name, tensor: tensor.to(*args).contiguous())
 
     def with_scales_in(self, dtype: torch.dtype) -> Self:
-        """The same inverse with Y in `dtype`."""
-        return self._mapped(lambda name, tensor: tensor.to(dtype).contiguous() if name == "Y" else tensor)
+        """The same inverse with Y and m in `dtype`."""
+        return self._mapped(lambda name, tensor: tensor.to(dtype).contiguous() if name in ("Y", "m") else tensor)
 
     def _mapped(self, change: Callable[[str, Tensor], Tensor]) -> Self:
         changed: dict[str, Any] = {}
-        for name in (field.name for field in dataclasses.fields(self) if field.name != "diagnostics"):
+        for name in (each.name for each in dataclasses.fields(self) if each.name != "diagnostics"):
             value = getattr(self, name)
-            several = isinstance(value, tuple)
-            changed[name] = tuple(change(name, tensor) for tensor in value) if several else change(name, value)
+            if isinstance(value, FisherInverse):
+                changed[name] = value._mapped(change)
+            else:
+                several = isinstance(value, tuple)
+                changed[name] = tuple(change(name, tensor) for tensor in value) if several else change(name, value)
         return dataclasses.replace(self, **changed)
 
     def state(self) -> dict[str, Any]:
         """The fields as tensors, tuples of tensors and numbers, for a checkpoint; `from_state` is the way back."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {"form": type(self).__name__, **fields, "diagnostics": dataclasses.asdict(self.diagnostics)}
+        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        nested = {name: value.state() for name, value in fields.items() if isinstance(value, FisherInverse)}
+        return {"form": type(self).__name__, **fields, **nested, "diagnostics": dataclasses.asdict(self.diagnostics)}
 
 
 # ----------------------------------------------------------------------------------------------- one side, and products
@@ -112,15 +120,35 @@ class Modes(NamedTuple):
     retries: int
     psi: Tensor | None = None  # eigenvalues or singular values, before clipping; indep has none
     N: Tensor | None = None  # option 2
+    inverse: Tensor | None = None  # of the damped M0, where P and N have the first of the modes only
+
+    def first(self, tolerance: float, inverse: Tensor | None) -> Modes:
+        """The modes in order of falling |ψ̂|, with P and N for those above `tolerance`."""
+        assert self.psi is not None
+        order = self.psi.abs().argsort(descending=True, stable=True)
+        kept = order[: int((self.psi.abs() > tolerance).sum())]
+        N = None if self.N is None else self.N[:, kept]
+        return self._replace(P=self.P[:, kept], psi=self.psi[order], N=N, inverse=inverse)
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.P, self.psi, self.N, self.inverse
+
+    @property
+    def kept(self) -> Tensor:
+        """The ψ̂ that P and N belong to."""
+        assert self.psi is not None
+        return self.psi[: self.P.shape[-1]]
 
     def stored_in(self, dtypes: Sequence[torch.dtype]) -> Modes:
-        """With P and N in the first of `dtypes` and, those that are matrices, then in the second; ψ̂ as it is."""
+        """With P, N and the inverse in the first of `dtypes` and, if matrices, then in the second; ψ̂ as it is."""
 
         def stored(M: Tensor) -> Tensor:
             M = M.to(dtypes[0]).contiguous()
             return M.to(dtypes[1]) if M.dim() == 2 else M
 
-        return self._replace(P=stored(self.P), N=None if self.N is None else stored(self.N))
+        N, inverse = (None if M is None else stored(M) for M in (self.N, self.inverse))
+        return self._replace(P=stored(self.P), N=N, inverse=inverse)
 
 
 class Time(NamedTuple):
@@ -145,6 +173,16 @@ def _diagnostics(A: Modes, G: Sequence[Modes]) -> Diagnostics:
 def _psi(G: Sequence[Modes]) -> Tensor:
     """ψ̂_G of all splits, one after the other."""
     return torch.cat([split.psi for split in G if split.psi is not None])
+
+
+def _kept(G: Sequence[Modes]) -> Tensor:
+    return torch.cat([split.kept for split in G])
+
+
+def _share(tolerance: float, others: Sequence[Modes]) -> float:
+    """What |ψ̂| of one side must exceed for a product with the largest of the other to be above the tolerance."""
+    largest = float(_psi(others).abs().max().clamp(max=1))
+    return tolerance / largest if largest else math.inf
 
 
 def _into(P_G: tuple[Tensor, ...], Z: Tensor, P_A: Tensor) -> Tensor:
@@ -204,13 +242,16 @@ class Option1(FisherInverse):
 
     @classmethod
     def of(cls, A: Modes, G: Sequence[Modes], time: Time, spectrum: Callable[[Tensor], Tensor] | None = None) -> Self:
-        assert A.psi is not None
-        psi = torch.outer(_psi(G), A.psi).double().clamp_(-1, 1)
+        psi = torch.outer(_kept(G), A.kept).double().clamp_(-1, 1)
         Y = gamma(psi if spectrum is None else spectrum(psi), time.lengths, time.gamma_max)
         return cls(A.P, tuple(split.P for split in G), _diagnostics(A, G), Y)
 
     def _multiply(self, Z: Tensor) -> Tensor:
         return _back(self.P_G, _into(self.P_G, Z, self.P_A) * self.Y, self.P_A)
+
+    def beyond(self, indep: float) -> Self:
+        """F⁻¹ less `indep` times the identity of the whitened modes."""
+        return dataclasses.replace(self, Y=self.Y - indep)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,6 +261,7 @@ class Option2(FisherInverse):
     Y: Tensor
     N_A: Tensor
     N_G: tuple[Tensor, ...]
+    m: Tensor = field(default_factory=lambda: torch.ones(()))  # ψ̂² where indep's part is left out
 
     @staticmethod
     def modes(side: Side, time: Time) -> Modes:
@@ -229,17 +271,40 @@ class Option2(FisherInverse):
 
     @classmethod
     def of(cls, A: Modes, G: Sequence[Modes], time: Time) -> Self:
-        assert A.psi is not None
         assert A.N is not None
-        psi = torch.outer(_psi(G).clamp(max=1), A.psi.clamp(max=1)).double()
+        psi = torch.outer(_kept(G).clamp(max=1), A.kept.clamp(max=1)).double()
         one_minus_m = (1 - psi) * (1 + psi)  # 1 − m_G m_A of appendix C.2, m = ψ̂²
         Y = 1 / (mean_length(time.lengths) * one_minus_m.clamp_(min=1 / time.gamma_max))
         N_G = tuple(split.N for split in G if split.N is not None)
         return cls(A.P, tuple(split.P for split in G), _diagnostics(A, G), Y, A.N, N_G)
 
     def _multiply(self, Z: Tensor) -> Tensor:
-        z = (_into(self.P_G, Z, self.P_A) - _into(self.N_G, Z, self.N_A)) * self.Y
-        return _back(self.P_G, z, self.P_A) - _back(self.N_G, z, self.N_A)
+        p, n = _into(self.P_G, Z, self.P_A), _into(self.N_G, Z, self.N_A)
+        return _back(self.P_G, (self.m * p - n) * self.Y, self.P_A) - _back(self.N_G, (p - n) * self.Y, self.N_A)
+
+    def beyond(self, indep: float) -> Self:
+        """F⁻¹ less `indep` = 1/E[T] times the identity of the whitened modes: 1/(1 − ψ̂²) − 1 = ψ̂²/(1 − ψ̂²)."""
+        return dataclasses.replace(self, m=1 - indep / self.Y)
+
+
+@dataclass(frozen=True, eq=False)
+class Few(FisherInverse):
+    """Eqn 8 or 9 with ψ̂ = 0 where |ψ̂| is at most a tolerance: indep's F⁻¹, and what `lags` adds in the modes that are
+    left. Relative error of F̂⁻¹ in the others: at most 2|ψ̂| / (1 − |ψ̂|)."""
+
+    lags: Option1 | Option2
+
+    @classmethod
+    def of(cls, lags_of: Callable[..., Any], A: Modes, G: Sequence[Modes], time: Time, tolerance: float) -> Self:
+        """From modes that come with inverses. What is below the tolerance with every mode of the other side goes."""
+        few_A = A.first(_share(tolerance, G), A.inverse)
+        few_G = [split.first(_share(tolerance, [A]), split.inverse) for split in G]
+        lags = lags_of(few_A, few_G, time).beyond(1 / mean_length(time.lengths))
+        assert A.inverse is not None
+        return cls(A.inverse, tuple(M for split in G if (M := split.inverse) is not None), lags.diagnostics, lags)
+
+    def _multiply(self, Z: Tensor) -> Tensor:
+        return _back(self.P_G, Z, self.P_A) + self.lags._multiply(Z)
 
 
 class Approximation(NamedTuple):
@@ -258,6 +323,6 @@ APPROXIMATIONS: Mapping[str, Approximation] = {
 
 def from_state(state: Mapping[str, Any]) -> FisherInverse:
     """The inverse whose `state()` this was."""
-    form = {cls.__name__: cls for cls in (Indep, Option1, Option2)}[state["form"]]
-    fields = {name: value for name, value in state.items() if name != "form"}
-    return form(**{**fields, "diagnostics": Diagnostics(**state["diagnostics"])})
+    form: Any = {cls.__name__: cls for cls in (Indep, Option1, Option2, Few)}[state["form"]]
+    fields = {name: from_state(value) if name == "lags" else value for name, value in state.items() if name != "form"}
+    return cast(FisherInverse, form(**{**fields, "diagnostics": Diagnostics(**state["diagnostics"])}))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfacrnn.kfac.fisher import APPROXIMATIONS, FisherInverse, Modes, Side, Time
+from kfacrnn.kfac.fisher import APPROXIMATIONS, Few, FisherInverse, Indep, Modes, Side, Time
 from kfacrnn.kfac.maths import (
     GAMMA_MAX,
     Lengths,
@@ -52,6 +52,7 @@ def inversion(
     gamma_max: float = GAMMA_MAX,
     compute_dtype: torch.dtype = torch.float64,
     product_dtype: torch.dtype | None = None,
+    lag_tolerance: float = 0.0,
 ) -> Inversion:
     """F⁻¹ of a matrix whose row splits are blocks of their own with one A side in common, decomposed once; as work.
 
@@ -59,15 +60,19 @@ def inversion(
     √((tr A0/dim A0) / mean of (tr G0/dim G0)), where separate blocks would have one each: a π per split would cost a
     decomposition of A0 per split. λI is added to every V0 alike; what changes are the cross terms of the factored form.
 
-    Without lag factors V1 = 0, and every approximation is indep. Decompositions run in `compute_dtype`, the products of
-    `multiply` in `product_dtype`; None: in the factors' dtype, which the result has in any case. Shapes and options are
-    taken to be valid; a factor that is not finite, not positive definite, or singular with zero damping raises a
-    DecompositionError that names it when its side is decomposed.
+    Without lag factors V1 = 0, and every approximation is indep. With a `lag_tolerance` above 0, modes whose |ψ̂| is at
+    most that are taken to be uncorrelated over time, see `kfacrnn.kfac.fisher.Few`.
+
+    Decompositions run in `compute_dtype`, the products of `multiply` in `product_dtype`; None: in the factors' dtype,
+    which the result has in any case. Shapes and options are taken to be valid; a factor that is not finite, not
+    positive definite, or singular with zero damping raises a DecompositionError that names it when its side is
+    decomposed.
     """
     balance, root_damping = pi(A0, *G0), math.sqrt(damping)
     if A1 is None or G1 is None:
         approximation, A1, G1 = "indep", torch.zeros_like(A0), [torch.zeros_like(M0) for M0 in G0]
     modes, of = APPROXIMATIONS[approximation]
+    has_few_lags = lag_tolerance > 0 and approximation != "indep"
     time, dtype = Time(length_distribution(lengths), gamma_max), A0.dtype
 
     @torch.no_grad()
@@ -77,11 +82,17 @@ def inversion(
         if damping == 0:
             require_nonsingular(M0, f"{name}0", eps)
         root = safe_cholesky(damped(M0, amount), f"{name}0")
-        return modes(Side(name, root, M1.to(compute_dtype)), time).stored_in((dtype, product_dtype or dtype))
+        this = Side(name, root, M1.to(compute_dtype))
+        found = modes(this, time)
+        if has_few_lags:
+            found = found.first(lag_tolerance, Indep.modes(this, time).P)
+        return found.stored_in((dtype, product_dtype or dtype))
 
     @torch.no_grad()
     def assemble(sides: Sequence[Modes]) -> FisherInverse:
-        return of(sides[0], sides[1:], time).with_scales_in(dtype)
+        A, *G = sides
+        inverse = Few.of(of, A, G, time, lag_tolerance) if has_few_lags else of(A, G, time)
+        return inverse.with_scales_in(dtype)
 
     sides = [partial(side, "A", A0, A1, balance * root_damping)]
     sides += [partial(side, "G", M0, M1, root_damping / balance) for M0, M1 in zip(G0, G1, strict=True)]

@@ -73,6 +73,7 @@ class KFAC(torch.optim.Optimizer):
     compute_dtype, product_dtype
                     of decompositions, torch.float32 or torch.float64, and of the products with what they give,
                     torch.float32 or torch.bfloat16; None: by size and processor, see `kfacrnn.kfac.precision`
+    lag_tolerance   modes with |ψ̂| no larger count as uncorrelated over time; 0: exact, None: by size, see there
     seed            of the private generator that targets are sampled with
     process_group   of a data-parallel run, such as `torch.distributed.group.WORLD`; see `kfacrnn.kfac.distribution`
     inverse_share   largest share of its ranks that hold any one inverse: 1 exchanges inverses, 1/ranks directions
@@ -107,6 +108,7 @@ class KFAC(torch.optim.Optimizer):
         gamma_max: float = GAMMA_MAX,
         compute_dtype: torch.dtype | None = None,
         product_dtype: torch.dtype | None = None,
+        lag_tolerance: float | None = None,
         seed: int = 0,
         process_group: ProcessGroup | None = None,
         inverse_share: float = 1.0,
@@ -117,6 +119,7 @@ class KFAC(torch.optim.Optimizer):
             statistics_fraction=statistics_fraction, inverse_share=inverse_share, statistics_decay=statistics_decay,
             statistics_every=statistics_every, refresh_every=refresh_every, max_dense=max_dense,
             refresh_delay=refresh_delay, compute_dtype=compute_dtype, product_dtype=product_dtype,
+            lag_tolerance=lag_tolerance,
         )  # fmt: skip
         params = [p for p in model.parameters() if p.requires_grad] if params is None else params
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -131,7 +134,7 @@ class KFAC(torch.optim.Optimizer):
         self._estimator = Estimator(
             model,
             {p for group in self.param_groups for p in group["params"] if p.requires_grad},
-            Curvature(approximation, max_dense, gamma_max, compute_dtype, product_dtype),
+            Curvature(approximation, max_dense, gamma_max, compute_dtype, product_dtype, lag_tolerance),
             decay=statistics_decay,
             empirical=fisher == "empirical",
             seed=seed,

@@ -1,8 +1,11 @@
-"""In which precision large factors are decomposed and multiplied, where the user does not say.
+"""In which precision large factors are decomposed and multiplied, and how many modes are told from uncorrelated ones,
+where the user does not say.
 
 What is small costs little and stays exact. From a few hundred rows, float32 takes a third off a decomposition; from a
 million weights, the products with P and N are the dearest part of what K-FAC adds to an update, and bfloat16 takes a
-third of float32's time on processors that multiply in it. Float64 factors are decomposed and multiplied in float64.
+third of float32's time on processors that multiply in it; and of some thousand modes of Ψ̂, a few dozen are above the
+tolerance, which changes an update by less than bfloat16 does. Float64 factors are decomposed and multiplied in float64,
+with every mode.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import torch
 
 WIDE = 512  # rows of a factor
 LARGE = 1 << 20  # weights of a map
+FEW = 3e-3  # of |ψ̂|
 
 
 def compute_dtype(factors: torch.dtype, widest: int) -> torch.dtype:
@@ -22,6 +26,11 @@ def product_dtype(factors: torch.dtype, weights: int, device: torch.device) -> t
     """For the products with the decomposed factors of a map with that many weights."""
     is_worth_it = weights >= LARGE and factors == torch.float32
     return torch.bfloat16 if is_worth_it and multiplies_bfloat16(device) else factors
+
+
+def lag_tolerance(factors: torch.dtype, weights: int) -> float:
+    """What |ψ̂| must exceed for a mode of a map with that many weights to count as correlated over time."""
+    return FEW if weights >= LARGE and factors == torch.float32 else 0.0
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

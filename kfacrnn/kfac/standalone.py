@@ -27,6 +27,7 @@ def fisher_inverse(
     damping: float = 0.0,
     gamma_max: float = GAMMA_MAX,
     compute_dtype: torch.dtype = torch.float64,
+    lag_tolerance: float = 0.0,
 ) -> FisherInverse:
     """F⁻¹ of one weight matrix `[m, n]` from its factors: `fisher_inverse(…).multiply(Z)`.
 
@@ -34,7 +35,8 @@ def fisher_inverse(
     in the authors' archived TensorFlow code, for comparison only. Factors are float32 or float64, `[n, n]`, or `[n]` if
     diagonal; without lag factors (None) every approximation is indep. `lengths` maps each T to its weight, or is
     the one T there is. `damping` is λ: A0 + π√λ I and G0 + √λ/π I, with the lag factors left as they are. `gamma_max`
-    bounds γ and 1/(1 − m_G m_A), in units of 1/E[T].
+    bounds γ and 1/(1 − m_G m_A), in units of 1/E[T]. Modes whose |ψ̂| is at most `lag_tolerance` are taken to be
+    uncorrelated over time: the fewer there are above it, the nearer products are to the price of indep's.
 
     Raises ValueError naming the argument that is wrong; a singular A0 or G0 needs damping > 0.
     """
@@ -42,6 +44,7 @@ def fisher_inverse(
     check("approximation", approximation, known, f"one of {', '.join(APPROXIMATIONS)}")
     check("damping", damping, is_finite(damping) and damping >= 0, "finite and >= 0")
     check_positive("gamma_max", gamma_max)
+    check("lag_tolerance", lag_tolerance, is_finite(lag_tolerance) and 0 <= lag_tolerance < 1, "in [0, 1)")
     if compute_dtype not in (torch.float32, torch.float64):
         raise ValueError(f"compute_dtype must be torch.float32 or torch.float64, got {compute_dtype}")
     if (A1 is None) != (G1 is None):
@@ -62,6 +65,7 @@ def fisher_inverse(
         damping=damping,
         gamma_max=gamma_max,
         compute_dtype=compute_dtype,
+        lag_tolerance=lag_tolerance,
     )()
 
 

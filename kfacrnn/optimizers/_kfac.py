@@ -35,6 +35,10 @@ class Config:
     max_dense: int = setting("factors of a larger dimension are diagonal", at_least=1)
     decompositions: str = setting("precision of decompositions", choices=["auto", "fp32", "fp64"])
     products: str = setting("precision of the products with decomposed factors", choices=["auto", "fp32", "bf16"])
+    lag_tolerance: float | None = setting(
+        "modes with |ψ̂| no larger count as uncorrelated over time; 0: exact; null: by size",
+        at_least=0, below=1, later=True,
+    )  # fmt: skip
     first_damping: float | None = setting(
         "λ before the first update, ×0.7 with every update until it is `damping`; null: `damping` throughout",
         above=0, later=True,
@@ -84,6 +88,7 @@ def build(approximation: str, model: nn.Module, config: Config, task: Task, seed
         max_dense=config.max_dense,
         compute_dtype=dtypes[config.decompositions],
         product_dtype=dtypes[config.products],
+        lag_tolerance=config.lag_tolerance,
         seed=seed,
         process_group=ranks.group(),
         inverse_share=config.inverse_share,

@@ -134,9 +134,9 @@ def assert_ranks_are_one_process(ranks: int, run: Callable[..., Any], approximat
 
 @pytest.mark.parametrize("approximation", THREE)
 def test_two_ranks_are_one_process_whoever_holds_the_inverses_and_whenever_they_are_made(approximation: str) -> None:
-    once = {"inverse_share": 0.5}
+    once, few = {"inverse_share": 0.5}, {"lag_tolerance": 0.05}
     assert_ranks_are_one_process(
-        2, trained, approximation, {}, once, BACKGROUND, {**once, **BACKGROUND}, IDLE, ADAPTIVE
+        2, trained, approximation, {}, once, BACKGROUND, {**once, **BACKGROUND}, IDLE, ADAPTIVE, few, {**once, **few}
     )
 
 

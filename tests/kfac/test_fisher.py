@@ -301,6 +301,91 @@ def test_an_inverse_survives_a_checkpoint_bit_for_bit(approximation):
     assert torch.equal(restored.multiply(Z), inverse.multiply(Z))
 
 
+# ------------------------------------------------------------------------------------------------ few correlated modes
+
+
+def modes_in(A: Pair, G: Pair) -> tuple[list[float], list[float]]:
+    """|ψ̂| of both sides in falling order, by the text-book: singular values of M0^{-1/2} M1 M0^{-1/2}."""
+    found = []
+    for pair in (A, G):
+        values, vectors = torch.linalg.eigh(pair.M0)
+        root = vectors / values.sqrt() @ vectors.mT
+        found.append(torch.linalg.svdvals(root @ pair.M1 @ root).tolist())
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("approximation", ["option1", "option2", "option1_abs"])
+@pytest.mark.parametrize("lengths", [{35: 1.0}, {1: 0.25, 5: 0.25, 36: 0.5}], ids=["equal", "of several lengths"])
+def test_a_tolerance_below_every_mode_changes_nothing_and_one_above_all_leaves_indep(approximation, lengths):
+    A, G = from_sequences(9, seeded(30), 0.9), from_sequences(5, seeded(31), -0.8)
+    Z, options = gradient(G, A), {"lengths": lengths, "damping": 1e-3}
+    exact = product(approximation, A, G, Z, **options)
+    assert relative_error(product(approximation, A, G, Z, **options, lag_tolerance=1e-15), exact) < 1e-13
+    indep = product("indep", A, G, Z, **options)
+    assert relative_error(product(approximation, A, G, Z, **options, lag_tolerance=0.999), indep) < 1e-15
+    assert relative_error(exact, indep) > 0.05, "there is no correlation over time to leave out"
+
+
+@pytest.mark.parametrize("approximation", ["option1", "option2"])
+@pytest.mark.parametrize("tolerance", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_is_left_out_costs_no_more_than_its_modes_allow(approximation, tolerance, sign):
+    generator = seeded(32)
+    A, G = (
+        from_spectrum(torch.logspace(-0.05, -3, size, dtype=torch.float64), 1.0, generator, symmetric=True)
+        for size in (12, 8)
+    )
+    G = G._replace(M1=sign * G.M1)
+    few = fisher_inverse(approximation, *A, *G, lengths=1000, lag_tolerance=tolerance)
+    of_A, of_G = modes_in(A, G)
+    expected = [sum(psi * of_G[0] > tolerance for psi in of_A), sum(psi * of_A[0] > tolerance for psi in of_G)]
+    assert [few.lags.P_A.shape[1], few.lags.P_G[0].shape[1]] == expected
+    assert 0 < expected[0] < 12
+    for seed in range(20):  # with these factors, F̂ = V0 at ψ̂ = 0, and norms are those of the whitened modes
+        Z = gradient(G, A, seed)
+        error = relative_error(few.multiply(Z), product(approximation, A, G, Z, lengths=1000))
+        assert error < 2 * tolerance / (1 - tolerance) * (1 + tolerance) / (1 - tolerance)
+
+
+@pytest.mark.parametrize("approximation", ["option1", "option2"])
+def test_splits_have_as_many_correlated_modes_as_each_of_them_has(approximation):
+    A = from_sequences(9, seeded(33), 0.95)
+    G = [from_sequences(5, seeded(34), 0.9), from_sequences(4, seeded(35), 0.0)]
+    G[1] = G[1]._replace(M1=1e-3 * G[1].M1)
+    Z = torch.randn(9, 9, dtype=torch.float64, generator=seeded(36))
+    options = {"lengths": 9, "damping": 1e-6}
+    lag_0, lag_1 = [pair.M0 for pair in G], [pair.M1 for pair in G]
+    few = inversion(approximation, *A, lag_0, lag_1, **options, lag_tolerance=0.01)()
+    assert few.lags.P_G[0].shape[1] > few.lags.P_G[1].shape[1] == 0
+    exact = inversion(approximation, *A, lag_0, lag_1, **options)()
+    assert relative_error(few.multiply(Z), exact.multiply(Z)) < 0.02
+
+
+@pytest.mark.parametrize("approximation", ["option1", "option2"])
+def test_few_modes_are_multiplied_in_bfloat16_and_go_through_a_checkpoint(approximation):
+    A, G = (Pair(*(M.float() for M in from_sequences(n, seeded(n), 0.9))) for n in (9, 5))
+    Z = gradient(G, A).float()
+    half, full = (
+        inversion(approximation, *A, [G.M0], [G.M1], lengths=6, damping=0.1, product_dtype=dtype, lag_tolerance=0.05)()
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert half.lags.P_A.dtype == half.P_A.dtype == torch.bfloat16
+    assert half.lags.Y.dtype == torch.float32
+    assert 0 < relative_error(half.multiply(Z), full.multiply(Z).double()) < 0.02
+    file = io.BytesIO()
+    torch.save(half.state(), file)
+    file.seek(0)
+    restored = from_state(torch.load(file, weights_only=True)).to("cpu")
+    assert type(restored.lags) is type(half.lags)
+    assert torch.equal(restored.multiply(Z), half.multiply(Z))
+
+
+def test_diagnostics_know_of_the_modes_that_are_left_out():
+    A, G = from_sequences(5, seeded(17)), from_sequences(3, seeded(18))
+    exact, few = (fisher_inverse("option1", *A, *G, lengths=6, lag_tolerance=at).diagnostics for at in (0.0, 0.9))
+    assert few == exact
+
+
 def test_diagnostics_report_the_spectrum_and_the_condition_of_the_damped_factors():
     generator = seeded(19)
     A = from_spectrum(torch.tensor([0.5, -0.9, 0.1]), 100.0, generator, symmetric=True)

@@ -304,14 +304,16 @@ def saved(state):
     return torch.load(buffer, weights_only=True)
 
 
-@pytest.mark.parametrize("delay", [0, 2], ids=["synchronous", "background"])
+@pytest.mark.parametrize(
+    ("delay", "tolerance"), [(0, None), (2, None), (2, 0.05)], ids=["synchronous", "background", "few modes"]
+)
 @pytest.mark.parametrize("approximation", THREE)
-def test_a_run_continues_from_its_state_bit_for_bit(approximation, delay):
+def test_a_run_continues_from_its_state_bit_for_bit(approximation, delay, tolerance):
     def fresh(seed):
         model = language_model(seed, dropout=0.3)
         return model, KFAC(
             model, approximation, loss_scale=T, statistics_every=2, refresh_every=4, refresh_delay=delay,
-            weight_decay=0.1, adaptive_damping=LevenbergMarquardt(every=3), seed=seed,
+            weight_decay=0.1, adaptive_damping=LevenbergMarquardt(every=3), seed=seed, lag_tolerance=tolerance,
         )  # fmt: skip
 
     def go(model, optimizer, updates):
@@ -739,6 +741,7 @@ OUT_OF_RANGE = {
     "max_dense": (0,),
     "compute_dtype": (torch.float16, torch.bfloat16),
     "product_dtype": (torch.float16, torch.float64),
+    "lag_tolerance": (-0.1, 1.0, math.nan),
 }
 
 

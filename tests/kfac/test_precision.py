@@ -37,6 +37,18 @@ def test_a_device_of_another_kind_is_not_taken_to_multiply_bfloat16():
 
 
 def test_what_the_user_says_goes_before_size_except_that_float64_is_multiplied_in_float64():
-    said = Curvature("option1", 100, 1e10, torch.float32, torch.bfloat16)
-    assert said.dtypes([torch.ones(3), torch.eye(2)]) == (torch.float32, torch.bfloat16)
-    assert said.dtypes([torch.ones(3).double(), torch.eye(2).double()]) == (torch.float32, torch.float64)
+    said = Curvature("option1", 100, 1e10, torch.float32, torch.bfloat16, 0.25)
+    single, double = (
+        [torch.ones(3, dtype=dtype), torch.eye(2, dtype=dtype)] for dtype in (torch.float32, torch.float64)
+    )
+    expected = {"compute_dtype": torch.float32, "product_dtype": torch.bfloat16, "lag_tolerance": 0.25}
+    assert said.exactness(single) == expected
+    assert said.exactness(double) == expected | {"product_dtype": torch.float64}
+
+
+def test_modes_are_left_out_of_large_float32_maps_only_unless_the_user_says_otherwise():
+    large = precision.LARGE
+    assert precision.lag_tolerance(torch.float32, large) == precision.FEW
+    assert precision.lag_tolerance(torch.float32, large - 1) == precision.lag_tolerance(torch.float64, large) == 0
+    exact = Curvature("option1", 4096, 1e10, lag_tolerance=0.0)
+    assert exact.exactness([torch.empty(1301, 1301), *[torch.empty(650, 650)] * 4])["lag_tolerance"] == 0
