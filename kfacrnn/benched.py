@@ -4,22 +4,57 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kfacrnn import config
 from kfacrnn.config import Run
 
+if TYPE_CHECKING:
+    from kfacrnn.bench.cycle import Kind
+
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of an update, over a whole cycle of an optimiser's kinds of step, and where they come from."""
+    """Seconds of an update, over a whole cycle of an optimiser's kinds of step, and where they come from. With
+    `intervals`, those of statistics and of inverses, the first updates are of other `kinds`."""
 
     seconds: float
     file: str
     commit: str
     hardware: dict[str, Any]
+    kinds: dict[str, float] = field(default_factory=dict)  # seconds by label
+    intervals: tuple[int, int] | None = None
+
+    def after(self, updates: float) -> float:
+        """Seconds of a run's first so many updates."""
+        young = self._young
+        if updates < len(young):
+            return young[int(updates)]
+        return young[-1] + (updates - len(young) + 1) * self.seconds
+
+    @functools.cached_property
+    def _young(self) -> list[float]:
+        """After none of the updates, the first, the second, … until the steady state."""
+        if self.intervals is None:
+            return [0.0]
+        from kfacrnn.bench.cycle import unsettled
+
+        return [*accumulate(map(self._seconds_of, unsettled(*self.intervals)), initial=0.0)]
+
+    def _seconds_of(self, kind: Kind) -> float:
+        """Of a kind that the steady state does not have: statistics and inverses cost together what they cost alone."""
+        if kind.label in self.kinds:
+            return self.kinds[kind.label]
+        other, one, two = (
+            self.kinds.get(kind._replace(**{name: not getattr(kind, name) for name in flipped}).label)
+            for flipped in (kind._fields, kind._fields[:1], kind._fields[1:])
+        )
+        if other is None or one is None or two is None:
+            return max(self.kinds.values())
+        return one + two - other
 
 
 def cost(run: Run, results: Path, experiment: str, line: str) -> Cost | None:
@@ -30,7 +65,9 @@ def cost(run: Run, results: Path, experiment: str, line: str) -> Cost | None:
     found = _find(results, f"experiment-{experiment}", measured | {"line": line})
     if found is None and run.task == _default_task(run.task.name):
         found = _find(results, f"step-cost-{run.task.name}-{run.precision}", measured)
-    return found
+    if found is None or not hasattr(run.optimizer, "statistics_every"):
+        return found
+    return replace(found, intervals=(run.optimizer.statistics_every, run.optimizer.refresh_every))
 
 
 def _find(results: Path, name: str, measured: dict[str, Any]) -> Cost | None:
@@ -40,7 +77,8 @@ def _find(results: Path, name: str, measured: dict[str, Any]) -> Cost | None:
         return None
     for row in bench["rows"]:
         if measured.items() <= row.items():
-            return Cost(row["ms_mean_cycle"] / 1000, f"bench/{name}.json", bench["commit"], bench["hardware"])
+            kinds = {label: kind["ms_median"] / 1000 for label, kind in row["kinds"].items()}
+            return Cost(row["ms_mean_cycle"] / 1000, f"bench/{name}.json", bench["commit"], bench["hardware"], kinds)
     return None
 
 

@@ -68,9 +68,9 @@ def over_updates(line: str, curves: Sequence[Curve], convert: Callable[[float], 
     return [_row("updates", line, x, (curve.at_update(x) for curve in curves), convert) for x in updates]
 
 
-def over_benched_seconds(over_updates: Sequence[Row], seconds: float) -> list[Row]:
-    """The same rows against seconds, every update taking `seconds`."""
-    return [dataclasses.replace(row, panel="benched", x=row.x * seconds) for row in over_updates]
+def over_benched_seconds(over_updates: Sequence[Row], seconds_after: Callable[[float], float]) -> list[Row]:
+    """The same rows against seconds, by how many there are after so many updates."""
+    return [dataclasses.replace(row, panel="benched", x=seconds_after(row.x)) for row in over_updates]
 
 
 def over_seconds(line: str, curves: Sequence[Curve], convert: Callable[[float], float]) -> list[Row]:

@@ -106,7 +106,7 @@ def collect(
         rows += over_seconds(line, [curve for planned, curve in curves.items() if _undisturbed(planned)], convert)
         cost = costs.get(line)
         if cost:
-            rows += over_benched_seconds(against_updates, cost.seconds)
+            rows += over_benched_seconds(against_updates, cost.after)
         ends = sorted(planned.folder.status()["update"] for planned, curve in curves.items() if curve.diverged)
         rows += [Row("diverged", line, update, None, None, None, 1) for update in ends]
     rows.sort(key=lambda row: PANELS.index(row.panel))

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from operator import neg
+from typing import Protocol
 
 from kfacrnn.curves import Curve, quantile
 
@@ -49,11 +50,20 @@ class Run:
         return list(accumulate(self.curve.nats, min))
 
 
+class Benched(Protocol):
+    @property
+    def seconds(self) -> float:
+        """Of an update, in the long run."""
+
+    def after(self, updates: float) -> float:
+        """Seconds of a run's first so many updates; infinite for infinitely many."""
+
+
 @dataclass(frozen=True)
 class Line:
     """One line of the figure, compared with the baselines of the same model.
 
-    `benched`: seconds of an update by `kfacrnn bench`, where none of the runs had the machine to itself.
+    `benched`: what updates cost by `kfacrnn bench`, where none of the runs had the machine to itself.
     """
 
     name: str
@@ -62,7 +72,7 @@ class Line:
     label: str
     runs: tuple[Run, ...]
     model: str = ""
-    benched: float | None = None
+    benched: Benched | None = None
 
     @property
     def final(self) -> float:
@@ -75,7 +85,7 @@ class Line:
 
     def arrival(self, run: Run, target: float, axis: str) -> float:
         if axis == "seconds" and self.benched:
-            return run.arrival(target, "updates") * self.benched
+            return self.benched.after(run.arrival(target, "updates"))
         return run.arrival(target, axis)
 
     def median_arrival(self, target: float, axis: str) -> float | None:
@@ -181,7 +191,7 @@ def _ending(line: Line, convert: Callable[[float], float]) -> Entry:
     paces = sorted(pace for run in line.runs for pace in run.paces)
     median, p95 = (quantile(paces, 0.5), quantile(paces, 0.95)) if paces else (None, None)
     if line.benched:
-        median, p95 = line.benched, None
+        median, p95 = line.benched.seconds, None
     return Entry(line, middle, low, high, seconds_per_update=median, seconds_per_update_p95=p95)
 
 

@@ -45,7 +45,7 @@ def of_runs(
         line, cost = described.lines[name], costs.get(name)
         runs = tuple(_run(planned, curve, described.select.last, timed) for planned, curve in of_line.items())
         optimizer, model = described.methods[line.method].optimizer, line.model or ""
-        lines.append(Line(name, line.method, optimizer, line.label, runs, model, cost.seconds if cost else None))
+        lines.append(Line(name, line.method, optimizer, line.label, runs, model, cost))
     target = described.target or Target([])
     solved = -math.inf if target.solved is None else target.solved
     return table(described, summarise(lines, target.baselines, convert, solved))
@@ -140,7 +140,10 @@ def _notes(described: Experiment, entries: Sequence[Entry]) -> Iterator[str]:
             "percentile over log intervals."
         )
     if any(entry.line.benched for entry in entries):
-        yield "†: these runs shared the machine; seconds are updates × the cost of one by kfacrnn bench."
+        yield (
+            "†: these runs shared the machine; seconds are what their updates cost by kfacrnn bench, per update in the "
+            "long run; K-FAC's first updates cost more."
+        )
 
 
 def _notes_on_target(described: Experiment, baselines: Sequence[str], entries: Sequence[Entry]) -> Iterator[str]:

@@ -267,7 +267,7 @@ def test_every_task_has_its_own_file_in_the_folder(tmp_path: Path, tiny_ptb: Pat
 
 TWO_SETTINGS = """
 description: Statistics often and rarely
-common: [task=repeat_copy]
+common: [task=repeat_copy, threads=1]
 seeds: [1]
 methods:
   often: {optimizer: kfac_option1, overrides: [optimizer.statistics_every=1]}
@@ -282,9 +282,11 @@ def test_the_lines_of_an_experiment_are_measured_with_their_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "settings.yaml").write_text(TWO_SETTINGS)
-    flags = ["--threads", "1", "--rounds", "3", "--out", tmp_path]
+    flags = ["--rounds", "3", "--out", tmp_path]
     assert bench("experiment", tmp_path / "settings.yaml", *flags, *TINY) == 0
-    rows = content(tmp_path / "experiment-settings.json")["rows"]
+    written = content(tmp_path / "experiment-settings.json")
+    rows = written["rows"]
+    assert {written["threads"], *(row["threads"] for row in rows)} == {1}
     assert [(row["line"], row["optimizer"]) for row in rows] == [
         ("sgd", "sgd"),
         ("often", "kfac_option1"),

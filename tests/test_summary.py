@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from kfacrnn.benched import Cost
 from kfacrnn.curves import Curve
 from kfacrnn.summary import Entry, Line, Run, interval, smoothed, summarise
 
@@ -91,12 +92,28 @@ def test_seconds_are_those_of_runs_that_had_the_machine_else_benched_else_none()
     runs = Run(1, curve([3, 2]), (1.0, 3.0)), Run(2, curve([9, 2], pace=99.0))
     alone = entries(sgd, Line("K-FAC", "K-FAC", "sgd", "K-FAC", runs))["K-FAC"]
     assert (alone.updates, alone.seconds, alone.seconds_per_update) == (15.0, 20.0, 2.0)
-    benched = entries(sgd, line("K-FAC", curve([9, 2], pace=99.0), timed=False, benched=0.5))["K-FAC"]
+    benched = entries(sgd, line("K-FAC", curve([9, 2], pace=99.0), timed=False, benched=Cost(0.5, "", "", {})))["K-FAC"]
     assert (benched.seconds, benched.seconds_per_update, benched.seconds_per_update_p95) == (10.0, 0.5, None)
     assert benched.seconds_ratio is not None
     assert benched.seconds_ratio.value == 10.0 / 40.0
     unknown = entries(sgd, line("K-FAC", curve([9, 2]), timed=False))["K-FAC"]
     assert (unknown.updates, unknown.seconds, unknown.seconds_ratio, unknown.seconds_per_update) == (20.0, *[None] * 3)
+
+
+def test_benched_seconds_count_the_first_updates_which_renew_curvature_more_often() -> None:
+    kinds = {"plain": 1.0, "statistics": 10.0, "refresh": 100.0, "statistics+refresh": 1000.0}
+    cost = Cost(2.0, "", "", {}, kinds, (2, 4))
+    # due before 0, 1, …, 8 at first; then statistics before every second update, inverses before every fourth
+    assert [cost.after(updates) for updates in (0, 1, 2, 3)] == [0.0, 1000.0, 2000.0, 3000.0]
+    steady = 8 * 4  # updates
+    assert cost.after(steady + 10) - cost.after(steady) == 10 * 2.0
+    assert cost.after(math.inf) == math.inf
+    assert Cost(2.0, "", "", {}, kinds).after(7) == 14.0
+    seen = {"plain": 1.0, "statistics": 10.0, "statistics+refresh": 1000.0}  # in the steady state of these intervals
+    rare = Cost(2.0, "", "", {}, seen, (2, 4))
+    full = Cost(2.0, "", "", {}, seen | {"refresh": 1.0 + 1000.0 - 10.0}, (2, 4))
+    assert [rare.after(updates) for updates in range(40)] == [full.after(updates) for updates in range(40)]
+    assert Cost(2.0, "", "", {}, {"statistics+refresh": 5.0}, (1, 3)).after(1) == 5.0
 
 
 def test_lines_are_measured_against_the_baselines_of_their_own_model() -> None:

@@ -107,7 +107,7 @@ def test_a_target_must_be_made_of_methods(tmp_path: Path) -> None:
     ("value", "text"),
     [
         *((0.0, "0.000"), (1.6, "1.600"), (9.9996, "10.00"), (352.04, "352.0"), (1179.4, "1,179"), (-1.5, "-1.500")),
-        *((0.0028716, "0.002872"), (0.00002, "2.000e-05"), (math.inf, "∞")),
+        *((0.0028716, "0.002872"), (0.00002, "2.000e-05"), (8.748e48, "8.748e+48"), (math.inf, "∞")),
     ],
 )
 def test_numbers_have_four_significant_digits(value: float, text: str) -> None:

@@ -32,12 +32,12 @@ def add_to(bench: argparse.ArgumentParser) -> None:
 
     def kind(name: str, help: str, tasks: Sequence[str]) -> argparse.ArgumentParser:
         sub = kinds.add_parser(name, help=help, description=help, epilog=f"more examples: {bench.prog} --help")
-        sub.set_defaults(run=_run, module=name.replace("-", "_"), default_tasks=tasks, precision="fp32")
+        sub.set_defaults(run=_run, module=name.replace("-", "_"), default_tasks=tasks, precision="fp32", threads=2)
         if tasks:
             sub.add_argument("--precision", default="fp32", metavar="fp32|bf16", help="of forward and backward passes")
+            sub.add_argument("--threads", type=int, default=2, metavar="N", help="of the process (default 2)")
         else:
             sub.add_argument("experiment", help="a name from experiments/, such as cost_char")
-        sub.add_argument("--threads", type=int, default=2, metavar="N", help="of the process (default 2)")
         sub.add_argument("--rounds", type=int, metavar="N", help="at least 3; default: what fits into a minute or two")
         sub.add_argument("--out", default="results/bench", metavar="DIR", help="where to write (default results/bench)")
         sub.add_argument("--json", metavar="FILE", help="write all rows to this file instead")

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count, islice
 from typing import NamedTuple
 
 import numpy as np
 
 from kfacrnn.kfac.cadence import is_due
-from kfacrnn.kfac.inverses import Inverses
 
 SAMPLES = 2000
 LEVEL = 0.95
@@ -50,19 +50,31 @@ Rounds = Sequence[Mapping[Kind, float]]
 
 def frequencies(statistics_every: int, refresh_every: int) -> dict[Kind, float]:
     """How often each kind comes once statistics and refreshes, more frequent at first, have settled. Sums to 1."""
-    inverses = Inverses({}, refresh_every, 0)  # the schedule alone: it has no block to invert
-    cycle = math.lcm(statistics_every, max(statistics_every, refresh_every))
-    settled = 8 * cycle
-    counts: Counter[Kind] = Counter()
-    newest, refreshed = -1, -1
-    for update in range(settled + cycle):
+    cycle, settled = _periods(statistics_every, refresh_every)
+    counts = Counter(islice(schedule(statistics_every, refresh_every), settled, settled + cycle))
+    return {kind: counts[kind] / cycle for kind in sorted(counts)}
+
+
+def unsettled(statistics_every: int, refresh_every: int) -> list[Kind]:
+    """The kind of each of the updates before that."""
+    return [*islice(schedule(statistics_every, refresh_every), _periods(statistics_every, refresh_every)[1])]
+
+
+def schedule(statistics_every: int, refresh_every: int) -> Iterator[Kind]:
+    """The kind of every update of a run, from its first on."""
+    newest = refreshed = -1
+    for update in count():
         statistics = is_due(update, newest, statistics_every)
         newest = update if statistics else newest
-        inverses.advance(update, newest, 1.0)
-        refresh, refreshed = inverses.made_from != refreshed, inverses.made_from
-        if update >= settled:
-            counts[Kind(statistics, refresh)] += 1
-    return {kind: counts[kind] / cycle for kind in sorted(counts)}
+        refresh = newest > refreshed and is_due(update, refreshed, refresh_every)
+        refreshed = update if refresh else refreshed
+        yield Kind(statistics, refresh)
+
+
+def _periods(statistics_every: int, refresh_every: int) -> tuple[int, int]:
+    """Updates of a cycle, and before the first one of the steady state."""
+    cycle = math.lcm(statistics_every, max(statistics_every, refresh_every))
+    return cycle, 8 * cycle
 
 
 def cost(rounds: Rounds, weights: Weights) -> float:

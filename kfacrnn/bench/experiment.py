@@ -13,19 +13,19 @@ from kfacrnn.experiment import load
 
 
 def bench(request: Request, experiment: str) -> None:
-    """A table, and its rows in `experiment-NAME.json`. A line that is tuned is taken at the first of its choices.
+    """A table, and its rows in `experiment-NAME.json`, with the experiment's own precision and threads. A line that is
+    tuned is taken at the first of its choices.
 
     Raises `UserError` for an experiment with a line named as the baseline.
     """
     described = load(experiment)
     if BASELINE in described.lines:
         raise UserError(f"{described.name}: a line is named {BASELINE}, as is what all are compared to")
-    threads = f"threads={request.threads}"
-    common = [*described.common, *request.overrides, *ENDLESS, threads]
+    common = [*described.common, *request.overrides, *ENDLESS]
     runs: dict[str, Run] = {BASELINE: config.compose([f"optimizer={BASELINE}", *common])}
     for line in described.lines:
         point = described.confirmation(line, described.choices(line)[0])[0]
-        runs[line] = config.compose([*point.overrides, *request.overrides, *ENDLESS, threads])
+        runs[line] = config.compose([*point.overrides, *request.overrides, *ENDLESS])
     from kfacrnn.bench.cycle import METHOD
     from kfacrnn.bench.report import Machine, show, write
     from kfacrnn.bench.subjects import table
@@ -37,5 +37,5 @@ def bench(request: Request, experiment: str) -> None:
         for (line, run), row in zip(runs.items(), found, strict=True)
     ]
     show(f"{described.name}, {rows[0]['rounds']} rounds", *table(rows, "line", BASELINE))
-    request = replace(request, precision=runs[BASELINE].precision)
+    request = replace(request, precision=runs[BASELINE].precision, threads=runs[BASELINE].threads)
     write(request.file(f"experiment-{described.name}"), "experiment", request, machine, rows, method=METHOD)
