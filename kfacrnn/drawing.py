@@ -1,7 +1,7 @@
 """The picture of a figure: a panel against updates, a panel against seconds, one colour per optimiser everywhere.
 
-Okabe & Ito's colours, which people with any colour vision can tell apart, in `kfacrnn.mplstyle`'s look. The files hold
-no dates and no random identifiers: equal rows give equal bytes.
+Okabe & Ito's colours, which people with any colour vision can tell apart, in `kfacrnn.mplstyle`'s look; beyond their
+eight, experiments give lines a marker. The files hold no dates and no random identifiers: equal rows give equal bytes.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _draw_panel(ax: Any, described: Experiment, rows: Sequence[Row], end: float 
         low, high = ([min(getattr(row, side), 2 * top) for row in drawn] for side in ("low", "high"))
         ax.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
         if "marker" in look:
-            look["markevery"] = max(1, len(drawn) // MARKERS_PER_LINE)
+            look["markevery"] = max(1, sum(value <= ax.get_xlim()[1] for value in x) // MARKERS_PER_LINE)
         ax.plot(x, [row.median for row in drawn], **look)
     chance = described.figure.chance
     if chance is not None:
@@ -196,7 +196,7 @@ def _notes(described: Experiment, rows: Sequence[Row]) -> Iterator[str]:
     )
     if benched:
         whose = "" if benched == trained else f" of {', '.join(benched)}"
-        yield textwrap.fill(f"seconds{whose}: updates × benched seconds per update", NOTE_WIDTH)
+        yield textwrap.fill(f"seconds{whose}: what updates cost by kfacrnn bench", NOTE_WIDTH)
 
 
 def _runs(rows: Sequence[Row], panel: str, line: str) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from kfacrnn.settings import setting
 
 STYLES = ("solid", "dashed", "dotted", "dashdot")
-MARKERS = {"circle": "o", "square": "s", "triangle": "^"}
+MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "star": "*"}
 PANELS = ("updates", "seconds")
 
 

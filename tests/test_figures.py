@@ -322,7 +322,7 @@ def test_a_line_whose_runs_all_shared_the_machine_may_have_benched_seconds(tmp_p
     assert column(rows, "benched", "Adam", "median") == [4.0, 3.0]
     assert column(rows, "benched", "SGD", "x") == column(rows, "seconds", "Adam", "x") == []  # SGD was not benched
     svg = (tmp_path / "figures" / "tiny.svg").read_text()
-    assert "<!-- seconds of Adam: updates × benched seconds per update -->" in svg
+    assert "<!-- seconds of Adam: what updates cost by kfacrnn bench -->" in svg
     assert "<!-- without 1 that shared the machine -->" in svg
     line = json.loads((tmp_path / "figures" / "tiny.json").read_text())["lines"][1]
     assert (line["benched"]["seconds"], line["benched"]["commit"]) == (0.5, "c0ffee")
