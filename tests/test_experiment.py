@@ -136,7 +136,7 @@ def test_values_are_written_so_that_hydra_reads_them_back(value: object, text: s
             "models: {a: {}}\nmethods:\n  Old: {optimizer: sgd, style: dotted}",
             "methods.Old.style=dotted: is",
         ),
-        (ADAM, f"{ADAM}, marker: star", "methods.Adam.marker=moon: must be one of circle"),
+        (ADAM, f"{ADAM}, marker: moon", "methods.Adam.marker=moon: must be one of circle"),
         (
             "scale: linear}",
             "scale: linear}\n  ends: {hours: 2}",
