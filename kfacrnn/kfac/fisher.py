@@ -24,7 +24,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Self, cast
 
@@ -89,7 +89,7 @@ class FisherInverse(ABC):
             value = getattr(self, name)
             if isinstance(value, FisherInverse):
                 changed[name] = value._mapped(change)
-            else:
+            elif value is not None:
                 several = isinstance(value, tuple)
                 changed[name] = tuple(change(name, tensor) for tensor in value) if several else change(name, value)
         return dataclasses.replace(self, **changed)
@@ -261,7 +261,7 @@ class Option2(FisherInverse):
     Y: Tensor
     N_A: Tensor
     N_G: tuple[Tensor, ...]
-    m: Tensor = field(default_factory=lambda: torch.ones(()))  # ψ̂² where indep's part is left out
+    m: Tensor | None = None  # ψ̂², where indep's part is left out
 
     @staticmethod
     def modes(side: Side, time: Time) -> Modes:
@@ -280,7 +280,9 @@ class Option2(FisherInverse):
 
     def _multiply(self, Z: Tensor) -> Tensor:
         p, n = _into(self.P_G, Z, self.P_A), _into(self.N_G, Z, self.N_A)
-        return _back(self.P_G, (self.m * p - n) * self.Y, self.P_A) - _back(self.N_G, (p - n) * self.Y, self.N_A)
+        z = (p - n) * self.Y
+        beyond_indep = z if self.m is None else (self.m * p - n) * self.Y
+        return _back(self.P_G, beyond_indep, self.P_A) - _back(self.N_G, z, self.N_A)
 
     def beyond(self, indep: float) -> Self:
         """F⁻¹ less `indep` = 1/E[T] times the identity of the whitened modes: 1/(1 − ψ̂²) − 1 = ψ̂²/(1 − ψ̂²)."""
