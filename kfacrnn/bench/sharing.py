@@ -1,8 +1,8 @@
 """What a language model's K-FAC is made of on N ranks: operations, bytes that travel, bytes that a rank holds.
 
 Counted from sizes and settings alone, for the model of `kfacrnn.tasks._language_model`, with every mode of Ψ̂: which of
-them a large map may leave out, no size tells. Who decomposes and holds what
-is for `kfacrnn.kfac.placement` to say, so that sides which cannot be divided show. Seconds: `kfacrnn.bench.cost_model`.
+them a large map may leave out, no size tells. Who decomposes and holds what is for `kfacrnn.kfac.placement` to say, so
+that sides which cannot be divided show. Seconds: `kfacrnn.bench.cost_model`.
 """
 
 from __future__ import annotations
