@@ -281,8 +281,8 @@ class Option2(FisherInverse):
     def _multiply(self, Z: Tensor) -> Tensor:
         p, n = _into(self.P_G, Z, self.P_A), _into(self.N_G, Z, self.N_A)
         z = (p - n) * self.Y
-        beyond_indep = z if self.m is None else (self.m * p - n) * self.Y
-        return _back(self.P_G, beyond_indep, self.P_A) - _back(self.N_G, z, self.N_A)
+        y = z if self.m is None else (self.m * p - n) * self.Y
+        return _back(self.P_G, y, self.P_A) - _back(self.N_G, z, self.N_A)
 
     def beyond(self, indep: float) -> Self:
         """F⁻¹ less `indep` = 1/E[T] times the identity of the whitened modes: 1/(1 − ψ̂²) − 1 = ψ̂²/(1 − ψ̂²)."""
