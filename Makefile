@@ -59,7 +59,8 @@ torture: install ## kills, full disks, NaN, bad input, load: an hour or two; cou
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture $(FAULTS)
 
 bench: install ## what an update costs, to results/bench: twenty minutes, on a machine that does nothing else
-	$(BIN)/kfacrnn bench step-cost
+	$(BIN)/kfacrnn bench step-cost --task ptb_char --task ptb_word
+	$(BIN)/kfacrnn bench step-cost --task repeat_copy --threads 1
 	$(BIN)/kfacrnn bench lstm
 	$(BIN)/kfacrnn bench dnc $(if $(REFERENCE),--reference-python $(REFERENCE))
 	$(BIN)/kfacrnn bench memory

@@ -62,23 +62,28 @@ def cost(run: Run, results: Path, experiment: str, line: str) -> Cost | None:
     `kfacrnn bench experiment`, or else of its optimiser by `kfacrnn bench step-cost`, if the run's task has its default
     sizes. Precision and number of threads are the run's. None where nothing was measured."""
     measured = {"task": run.task.name, "optimizer": run.optimizer.name, "dtype": run.precision, "threads": run.threads}
-    found = _find(results, f"experiment-{experiment}", measured | {"line": line})
+    found = _find(file(results, f"experiment-{experiment}", run), measured | {"line": line})
     if found is None and run.task == _default_task(run.task.name):
-        found = _find(results, f"step-cost-{run.task.name}-{run.precision}", measured)
+        found = _find(file(results, f"step-cost-{run.task.name}", run), measured)
     if found is None or not hasattr(run.optimizer, "statistics_every"):
         return found
     return replace(found, intervals=(run.optimizer.statistics_every, run.optimizer.refresh_every))
 
 
-def _find(results: Path, name: str, measured: dict[str, Any]) -> Cost | None:
+def file(results: Path, name: str, run: Run) -> Path:
+    """Where `kfacrnn bench` writes what it measured at a run's precision and threads, without overrides."""
+    return results / "bench" / f"{name}-{run.precision}-threads={run.threads}.json"
+
+
+def _find(path: Path, measured: dict[str, Any]) -> Cost | None:
     """The cost in the row of a quiet benchmark, at shipped settings, that has these values."""
-    bench = _read(results / "bench" / f"{name}.json")
+    bench = _read(path)
     if not bench or bench["machine"]["busy"] or bench["overrides"]:
         return None
     for row in bench["rows"]:
         if measured.items() <= row.items():
             kinds = {label: kind["ms_median"] / 1000 for label, kind in row["kinds"].items()}
-            return Cost(row["ms_mean_cycle"] / 1000, f"bench/{name}.json", bench["commit"], bench["hardware"], kinds)
+            return Cost(row["ms_mean_cycle"] / 1000, f"bench/{path.name}", bench["commit"], bench["hardware"], kinds)
     return None
 
 
@@ -86,8 +91,10 @@ def estimate(run: Run, results: Path) -> float | None:
     """Roughly the seconds of an update: of its optimiser, or else the fastest one, in proportion to the batch, the
     inverse of the threads, and the power 3/2 of the width, between the recurrence's 2 and the softmax's 1. None without
     a benchmark of the task."""
-    bench = _read(results / "bench" / f"step-cost-{run.task.name}-{run.precision}.json")
-    if not bench:
+    own = file(results, f"step-cost-{run.task.name}", run)
+    others = sorted(own.parent.glob(f"step-cost-{run.task.name}-{run.precision}-*.json"))
+    bench = next((found for found in map(_read, [own, *others]) if found and not found["overrides"]), None)
+    if bench is None:
         return None
     times = {row["optimizer"]: row["ms_mean_cycle"] / 1000 for row in bench["rows"]}
     default = _default_task(run.task.name)

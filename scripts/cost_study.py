@@ -3,9 +3,9 @@
 
 For every study, `experiments/cost_*.yaml`, the runs in the store say how well a setting trains (the mean over the last
 updates of each seed), and `kfacrnn bench experiment NAME` says what its update costs by SGD's. A setting that lacks
-either is left out, and so is a study that lacks all; both are said.
+either is left out, with the command that makes it.
 
-    python scripts/cost_study.py            draws results/figures/cost_study.{png,svg} and prints the table
+    python scripts/cost_study.py            writes results/cost_study.{md,csv} and results/figures/cost_study.{png,svg}
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from kfacrnn import experiment
+import pandas as pd
+
+from kfacrnn import benched, experiment
 from kfacrnn.curves import conversion
 from kfacrnn.drawing import OTHER_COLOURS, house_style, saved, write_files
 from kfacrnn.plan import Plan
-from kfacrnn.tables import plain
+from kfacrnn.tables import markdown
 
 STUDIES = ("cost_char", "cost_word")
 SHIPPED = "as shipped"
+REFERENCE = "nothing spared"
 
 
 class Setting(NamedTuple):
@@ -42,35 +45,113 @@ class Setting(NamedTuple):
 
 
 class Study(NamedTuple):
+    """`missing` says, for every line that is left out, the command that makes what it lacks."""
+
+    name: str
     title: str
     label: str
     settings: list[Setting]
+    missing: dict[str, str]
 
 
 def read(name: str, results: Path) -> Study:
     described = experiment.load(name)
-    path = results / "bench" / f"experiment-{name}.json"
-    costs = {row["line"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
-    plan, settings = Plan(described, str(results)), []
+    plan, settings, missing = Plan(described, str(results)), [], {}
     for line in plan.lines:
-        runs = [run for run in plan.confirmation(line) if run.finished]
-        if not runs or line not in costs:
-            command = f"bench experiment {name}" if runs else f"sweep {name} --only '{line}'"
-            print(f"left out: {name}, {line}: kfacrnn {command}", file=sys.stderr)
+        planned = plan.confirmation(line)
+        runs = [run for run in planned if run.finished]
+        row = _benched(benched.file(results, f"experiment-{described.name}", planned[0].run), line)
+        if not runs or row is None:
+            missing[line] = f"kfacrnn bench experiment {name}" if runs else f"kfacrnn sweep {name} --only '{line}'"
             continue
         convert = conversion(runs[0].folder.meta()["task"]["metric"])
-        finals = [convert(run.score(described.select)) for run in runs]
-        row = costs[line]
+        finals = sorted(convert(run.score(described.select)) for run in runs)
         settings.append(Setting(line, row["ratio_to_sgd"], row["low"], row["high"], finals))
-    return Study(described.figure.title, described.figure.y.label, settings)
+    settings.sort(key=lambda setting: setting.cost)
+    return Study(described.name, described.figure.title, described.figure.y.label, settings, missing)
 
 
-def table(study: Study) -> str:
+def _benched(path: Path, line: str) -> dict[str, float] | None:
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    return next((row for row in rows if row["line"] == line), None)
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def page(studies: list[Study]) -> str:
+    parts = "\n".join(section(study) for study in studies if study.settings)
+    left_out = "".join(
+        f"- {study.name}, {line}: `{command}`\n" for study in studies for line, command in study.missing.items()
+    )
+    not_run = f"## Not run yet\n\n{left_out}" if left_out else ""
+    return f"""\
+# What K-FAC's savings cost and are worth
+
+Made by `python scripts/cost_study.py` from the runs of `experiments/cost_*.yaml` and `kfacrnn bench experiment`.
+
+![final training loss against the cost of an update](figures/cost_study.png)
+
+{parts}
+{not_run}"""
+
+
+def section(study: Study) -> str:
+    reference = next((setting.median for setting in study.settings if setting.line == REFERENCE), None)
     rows = [
-        (s.line, f"{s.cost:.3f}", f"{s.low:.3f}–{s.high:.3f}", " ".join(f"{final:.4g}" for final in sorted(s.finals)))
-        for s in sorted(study.settings, key=lambda setting: setting.cost)
+        (
+            setting.line,
+            f"{setting.cost:.3f}",
+            f"{setting.low:.3f}–{setting.high:.3f}",
+            " ".join(f"{final:.4g}" for final in setting.finals),
+            "" if reference is None else f"{setting.median - reference:+.2g}",
+        )
+        for setting in study.settings
     ]
-    return f"{study.title}\n{plain(('setting', 'cost by SGD', 'interval', f'{study.label}, each seed'), rows)}\n"
+    header = ("setting", "an update by SGD's", "interval", f"{study.label}, each seed", f"median above {REFERENCE}")
+    return f"""\
+## {study.title}
+
+{markdown(header, rows)}
+
+A setting's seeds lie {statistics.median(spread(study)):.2g} apart (median over settings); {judgement(study)}
+"""
+
+
+def spread(study: Study) -> list[float]:
+    return [setting.finals[-1] - setting.finals[0] for setting in study.settings]
+
+
+def judgement(study: Study) -> str:
+    """Which settings are cheaper than those that ship, and whether that can be told apart from noise."""
+    shipped = next((setting for setting in study.settings if setting.line == SHIPPED), None)
+    if shipped is None:
+        return f"the line {SHIPPED} is not run yet."
+    cheaper = [setting for setting in study.settings if setting.cost < shipped.cost]
+    if not cheaper:
+        return "nothing is cheaper than what ships."
+    noise = statistics.median(spread(study))
+    said = [
+        f"{setting.line} (cost {setting.cost - shipped.cost:+.3f}, "
+        + ("told apart from" if setting.low > shipped.high or setting.high < shipped.low else "within the intervals of")
+        + f" the shipped; loss {setting.median - shipped.median:+.2g}, "
+        + ("within" if setting.median - shipped.median <= noise else "beyond")
+        + " that spread)"
+        for setting in cheaper
+    ]
+    return f"cheaper than what ships: {'; '.join(said)}."
+
+
+def to_csv(studies: list[Study]) -> bytes:
+    rows = [
+        {"study": study.name, **setting._asdict(), "finals": " ".join(map(repr, setting.finals))}
+        for study in studies
+        for setting in study.settings
+    ]
+    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n").encode()
+
+
+# ------------------------------------------------------------------------------------------------------------- picture
 
 
 def draw(studies: list[Study]) -> dict[str, bytes]:
@@ -98,16 +179,21 @@ def draw(studies: list[Study]) -> dict[str, bytes]:
         return {suffix: saved(page, suffix) for suffix in ("png", "svg")}
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", default="results", metavar="DIR", help="the result store (default results)")
-    results = Path(parser.parse_args().results)
-    studies = [study for study in (read(name, results) for name in STUDIES) if study.settings]
-    if not studies:
-        return 2
+    results = Path(parser.parse_args(arguments).results)
+    studies = [read(name, results) for name in STUDIES]
     for study in studies:
-        print(table(study))
-    print(*write_files(draw(studies), results / "figures" / "cost_study"), sep="\n")
+        for line, command in study.missing.items():
+            print(f"left out: {study.name}, {line}: {command}", file=sys.stderr)
+    run = [study for study in studies if study.settings]
+    if not run:
+        return 2
+    print(*map(section, run), sep="\n")
+    written = {"md": page(studies).encode(), "csv": to_csv(run)}
+    print(*write_files(written, results / "cost_study"), sep="\n")
+    print(*write_files(draw(run), results / "figures" / "cost_study"), sep="\n")
     return 0
 
 

@@ -26,9 +26,12 @@ from kfacrnn.drawing import house_style, saved, write_files
 from kfacrnn.errors import UserError
 from kfacrnn.tables import markdown
 
-FILES = {
-    "ptb_char-fp32": "",
-    "ptb_word-bf16": " --task ptb_word --precision bf16 --optimizers kfac_option1 task.batch_size=40",
+FILES = {  # by task: what the benchmark's file is called besides, and the flags that make it
+    "ptb_char": ("fp32-threads=1", ""),
+    "ptb_word": (
+        "bf16-threads=1-task.batch_size=40",
+        " --task ptb_word --precision bf16 --optimizers kfac_option1 task.batch_size=40",
+    ),
 }
 WORD = {"layers": 2, "vocabulary": 10_000, "steps": 35}
 HIDDEN = (650, 1024)
@@ -119,16 +122,16 @@ SCALINGS: dict[str, Callable[[int], int]] = {"weak": lambda ranks: WEAK * ranks,
 def read(results: Path) -> dict[str, Any]:
     """The files of `kfacrnn bench ranks`. Raises `UserError`, with the command, for one that is missing."""
     found = {}
-    for name, flags in FILES.items():
-        path = results / "bench" / f"ranks-{name}.json"
+    for task, (name, flags) in FILES.items():
+        path = results / "bench" / f"ranks-{task}-{name}.json"
         if not path.exists():
             raise UserError(f"{path} is missing: kfacrnn bench ranks{flags}")
-        found[name] = json.loads(path.read_text())
+        found[task] = json.loads(path.read_text())
     return found
 
 
 def machines(files: dict[str, Any]) -> dict[str, Machine]:
-    words = files["ptb_word-bf16"]
+    words = files["ptb_word"]
     core = calibration.machine(words["rows"], words["primitives"], "kfac_option1")
     return {CLUSTER: replace(core, node=8, between=CLUSTER_LINK), GPU: A100}
 
@@ -199,9 +202,9 @@ def check(files: dict[str, Any]) -> str:
 
 def page(files: dict[str, Any], known: dict[str, Machine]) -> str:
     sources = ";\n".join(
-        f"{name} on one core and two of {content['hardware']['cpu']}, {content['date'][:10]}"
+        f"{task} on one core and two of {content['hardware']['cpu']}, {content['date'][:10]}"
         + (", while others used the machine: indicative only" if content["machine"]["busy"] else "")
-        for name, content in files.items()
+        for task, content in files.items()
     )
     return f"""\
 # K-FAC on many ranks

@@ -43,6 +43,12 @@ def content(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
+def written_of(folder: Path, name: str) -> Any:
+    """Of the one file whose name begins like this."""
+    (path,) = folder.glob(f"{name}-*.json")
+    return content(path)
+
+
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """What would be measured in a fresh process is measured in this one."""
@@ -261,7 +267,7 @@ def test_every_task_has_its_own_file_in_the_folder(tmp_path: Path, tiny_ptb: Pat
         bench("step-cost", *flags, "--optimizers", "sgd", "--out", tmp_path, f"data.root={tiny_ptb}", *SMALL_TEXT) == 0
     )
     for task in ("ptb_char", "ptb_word"):
-        (row,) = content(tmp_path / f"step-cost-{task}-bf16.json")["rows"]
+        (row,) = written_of(tmp_path, f"step-cost-{task}-bf16-threads=1")["rows"]
         assert (row["task"], row["dtype"]) == (task, "bf16")
 
 
@@ -284,7 +290,7 @@ def test_the_lines_of_an_experiment_are_measured_with_their_settings(
     (tmp_path / "settings.yaml").write_text(TWO_SETTINGS)
     flags = ["--rounds", "3", "--out", tmp_path]
     assert bench("experiment", tmp_path / "settings.yaml", *flags, *TINY) == 0
-    written = content(tmp_path / "experiment-settings.json")
+    written = written_of(tmp_path, "experiment-settings")
     rows = written["rows"]
     assert {written["threads"], *(row["threads"] for row in rows)} == {1}
     assert [(row["line"], row["optimizer"]) for row in rows] == [
@@ -305,14 +311,31 @@ def test_memory_is_that_of_a_process_of_its_own(tmp_path: Path) -> None:
     del ballast
     flags = ["--task", "repeat_copy", "--optimizers", "sgd", "--threads", "1", "--out", tmp_path]
     assert bench("memory", *flags, *TINY) == 0
-    (row,) = content(tmp_path / "memory-fp32.json")["rows"]
+    (row,) = written_of(tmp_path, "memory")["rows"]
     assert row["state_per_parameter"] == 1  # momentum
     assert 100 < row["peak_rss_mb"] < 600
 
 
+def test_no_file_of_results_is_overwritten_by_what_it_cannot_be_compared_with(tmp_path: Path) -> None:
+    def name(**asked: Any) -> str:
+        return Request("bench", out=str(tmp_path), **asked).file("step-cost", "ptb_word").name
+
+    assert name() == "step-cost-ptb_word-fp32-threads=2.json"
+    assert name(threads=1, precision="bf16") == "step-cost-ptb_word-bf16-threads=1.json"
+    assert (
+        name(overrides=("task.hidden=1024", "data.root=/a/b"))
+        == "step-cost-ptb_word-fp32-threads=2-task.hidden=1024.json"
+    )
+    assert (
+        name(overrides=("optimizer/schedule=cosine",))
+        == "step-cost-ptb_word-fp32-threads=2-optimizer_schedule=cosine.json"
+    )
+    assert Request("bench", json=f"{tmp_path}/all.json").file("lstm") == tmp_path / "all.json"
+
+
 def test_lstm_compares_the_layers_with_torch(tmp_path: Path) -> None:
     assert bench("lstm", "--task", "ptb_char", "--threads", "1", "--rounds", "3", "--out", tmp_path, *SMALL_TEXT) == 0
-    rows = content(tmp_path / "lstm-fp32.json")["rows"]
+    rows = written_of(tmp_path, "lstm")["rows"]
     assert [row["layer"] for row in rows] == [
         "torch.nn.LSTM",
         "kfacrnn.nn.LSTM, captured",
@@ -343,7 +366,7 @@ def test_the_reference_runs_in_a_python_of_its_own(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     flags = ["--threads", "1", "--rounds", "3", "--optimizers", "kfac_indep", "--out", tmp_path]
     assert bench("dnc", *flags, "--reference-python", sys.executable, *TINY) == 0
-    written = content(tmp_path / "dnc-fp32.json")
+    written = written_of(tmp_path, "dnc")
     assert [row["model"] for row in written["rows"]] == ["DNC with adam", "DNC with kfac_indep", dnc.REFERENCE]
     assert [row["ratio_to_reference"] > 0 for row in written["rows"]] == [True, True, True]
     assert written["rows"][-1]["ratio_to_reference"] == 1
@@ -355,7 +378,7 @@ def test_without_a_reference_it_says_how_to_get_one(tmp_path: Path, capsys: pyte
     flags = ["--threads", "1", "--rounds", "3", "--optimizers", "adam", "--out", tmp_path]
     assert bench("dnc", *flags, *TINY) == 0
     assert "pip install --no-deps dnc" in capsys.readouterr().out
-    assert content(tmp_path / "dnc-fp32.json")["reference"] is None
+    assert written_of(tmp_path, "dnc")["reference"] is None
 
 
 @pytest.fixture
@@ -370,17 +393,17 @@ def test_scaling_needs_no_corpus_and_lists_what_it_skips(
     monkeypatch.setenv("KFACRNN_DATA", str(tmp_path / "nothing"))
     flags = ["--task", "ptb_char", "--threads", "1", "--rounds", "3", "--out", tmp_path]
     assert bench("scaling", *flags, "--optimizers", "kfac_option1", *SMALL_TEXT) == 0
-    written = content(tmp_path / "scaling-fp32.json")
+    written = written_of(tmp_path, "scaling")
     points = [(row["factor"], row["bptt"], row["vocabulary"]) for row in written["rows"][::2]]
     assert points == [("base", 3, 50), ("bptt", 6, 50), ("vocabulary", 3, 30)]
     (skipped,) = written["skipped"]
     assert (skipped["factor"], skipped["value"]) == ("vocabulary", 10**8)
     assert skipped["reason"].startswith("predicted: ")
     assert f"vocabulary={10**8}: predicted" in capsys.readouterr().out
-    table = list(csv.DictReader((tmp_path / "scaling-fp32.csv").open()))
+    table = list(csv.DictReader(next(tmp_path.glob("scaling-*.csv")).open()))
     assert [float(line["ms_mean_cycle"]) for line in table] == [row["ms_mean_cycle"] for row in written["rows"]]
     for suffix in ("png", "svg"):
-        assert (tmp_path / f"scaling-fp32.{suffix}").stat().st_size > 1000
+        assert next(tmp_path.glob(f"scaling-*.{suffix}")).stat().st_size > 1000
 
 
 @pytest.mark.usefixtures("few_points")
@@ -390,11 +413,11 @@ def test_scaling_needs_no_corpus_and_lists_what_it_skips(
 def test_a_point_that_turns_out_too_large_is_listed_too(tmp_path: Path, limit: str, reason: str) -> None:
     flags = ["--task", "ptb_char", "--threads", "1", "--rounds", "3", "--out", tmp_path, limit]
     assert bench("scaling", *flags, "--optimizers", "kfac_option1", *SMALL_TEXT) == 0
-    written = content(tmp_path / "scaling-fp32.json")
+    written = written_of(tmp_path, "scaling")
     assert written["rows"] == []
     assert len(written["skipped"]) == 4
     assert written["skipped"][0]["reason"].startswith(reason)
-    assert not (tmp_path / "scaling-fp32.png").exists()
+    assert not list(tmp_path.glob("scaling-*.png"))
 
 
 def killed(*_: object) -> None:
@@ -405,7 +428,7 @@ def killed(*_: object) -> None:
 def test_a_point_whose_process_is_killed_is_listed_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "in_fresh_process", killed)
     assert bench("scaling", "--task", "ptb_char", "--threads", "1", "--out", tmp_path, *SMALL_TEXT) == 0
-    reasons = [one["reason"] for one in content(tmp_path / "scaling-fp32.json")["skipped"]]
+    reasons = [one["reason"] for one in written_of(tmp_path, "scaling")["skipped"]]
     assert reasons[0] == "seen: the process was ended, as for want of memory"
 
 

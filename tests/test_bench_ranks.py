@@ -310,7 +310,7 @@ def test_ranks_measures_one_process_and_two(tmp_path: Path, monkeypatch: pytest.
     )
     flags = ["--rounds", "3", "--optimizers", "kfac_option1", "--out", str(tmp_path)]
     assert cli.main(["bench", "ranks", *flags, *SMALL]) == 0
-    check_file(tmp_path / "ranks-ptb_char-fp32.json")
+    check_file(next(tmp_path.glob("ranks-ptb_char-fp32-threads=1-*.json")))
 
 
 @pytest.mark.slow
@@ -318,7 +318,7 @@ def test_ranks_starts_processes_as_torchrun_does(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     flags = ["--rounds", "3", "--optimizers", "kfac_option1", "--out", str(tmp_path)]
     assert cli.main(["bench", "ranks", *flags, *SMALL]) == 0
-    check_file(tmp_path / "ranks-ptb_char-fp32.json")
+    check_file(next(tmp_path.glob("ranks-ptb_char-fp32-threads=1-*.json")))
 
 
 @pytest.mark.parametrize(
@@ -348,16 +348,16 @@ def study() -> Any:
 def test_the_study_is_made_from_the_files_of_the_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = study()
     assert script.main(["--results", str(tmp_path)]) == 2
-    assert "ranks-ptb_char-fp32.json is missing: kfacrnn bench ranks\n" in capsys.readouterr().err
+    assert "ranks-ptb_char-fp32-threads=1.json is missing: kfacrnn bench ranks\n" in capsys.readouterr().err
     rows, primitives = written(CORE)
     content = {"rows": rows, "primitives": primitives, "hardware": {"cpu": "A core"}, "date": "2020-01-02T03:04"}
     (tmp_path / "bench").mkdir()
-    for name, busy in (("ptb_char-fp32", True), ("ptb_word-bf16", False)):
+    for name, busy in (("ptb_char-fp32-threads=1", True), ("ptb_word-bf16-threads=1-task.batch_size=40", False)):
         path = tmp_path / "bench" / f"ranks-{name}.json"
         path.write_text(json.dumps(content | {"machine": {"busy": busy}}))
     assert script.main(["--results", str(tmp_path)]) == 0
     page = (tmp_path / "scaling_ranks.md").read_text()
-    assert "two of A core, 2020-01-02, while others used the machine: indicative only;\nptb_word-bf16 on" in page
+    assert "two of A core, 2020-01-02, while others used the machine: indicative only;\nptb_word on" in page
     assert "| ptb_word: kfac_option1 2 |" in page
     for suffix in ("png", "svg"):
         assert (tmp_path / "figures" / f"scaling_ranks.{suffix}").stat().st_size > 1000

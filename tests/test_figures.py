@@ -291,7 +291,7 @@ BENCHED = FIGURE.replace("}}", "}, benched_seconds: true}")
 
 def bench(
     results: Path,
-    name: str = "step-cost-repeat_copy-fp32",
+    name: str = "step-cost-repeat_copy-fp32-threads=1",
     *,
     busy: bool = False,
     overrides: list[str] | None = None,
@@ -341,9 +341,9 @@ def test_benched_seconds_are_for_the_sizes_that_were_benched_and_for_runs_withou
 def test_a_benchmark_of_the_experiment_knows_each_of_its_lines(tmp_path: Path) -> None:
     path = write_experiment(tmp_path / "tiny.yaml", METHODS, figure=BENCHED)  # a smaller task than the default
     store(confirmation(path, tmp_path, "Adam")[0], [4.0, 3.0], every=10, jobs=2)
-    bench(tmp_path, "experiment-tiny", line="SGD")
+    bench(tmp_path, "experiment-tiny-fp32-threads=1", line="SGD")
     assert column(drawn(path, tmp_path), "benched", "Adam", "x") == []
-    bench(tmp_path, "experiment-tiny", line="Adam", ms_mean_cycle=250.0)
+    bench(tmp_path, "experiment-tiny-fp32-threads=1", line="Adam", ms_mean_cycle=250.0)
     assert column(drawn(path, tmp_path), "benched", "Adam", "x") == [2.5, 5.0]
 
 

@@ -116,8 +116,8 @@ def test_an_estimate_of_runs_that_nothing_is_known_of_comes_from_the_benchmark(
 ) -> None:
     row = {"task": "repeat_copy", "optimizer": "sgd", "dtype": "fp32", "threads": threads, "ms_mean_cycle": 250.0}
     (tmp_path / "bench").mkdir()
-    bench = tmp_path / "bench" / "step-cost-repeat_copy-fp32.json"
-    bench.write_text(json.dumps({"threads": threads, "rows": [row]}))
+    bench = tmp_path / "bench" / f"step-cost-repeat_copy-fp32-threads={threads}.json"
+    bench.write_text(json.dumps({"threads": threads, "overrides": [], "rows": [row]}))
     common = ["task.hidden=64", f"task.batch_size={batch}", "budget.updates=6000"]
     path = write_experiment(tmp_path / "long.yaml", "{Adam: {optimizer: adam}}", common=common)
     assert Plan(experiment.load(path), str(tmp_path)).seconds_left() == pytest.approx(seconds)  # runs with one thread

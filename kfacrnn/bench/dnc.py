@@ -66,7 +66,7 @@ def bench(request: Request, reference_python: str | None = None) -> None:
     show(f"{task}, {request.precision}, {request.threads} threads, {rows[0]['rounds']} rounds", header, cells)
     print("" if other else f"{HOW_TO}\n")
     about = other.about if other else None
-    write(request.file(f"dnc-{request.precision}"), "dnc", request, machine, rows, method=METHOD, reference=about)
+    write(request.file("dnc"), "dnc", request, machine, rows, method=METHOD, reference=about)
 
 
 class Reference:

@@ -13,7 +13,7 @@ from kfacrnn.experiment import load
 
 
 def bench(request: Request, experiment: str) -> None:
-    """A table, and its rows in `experiment-NAME.json`, with the experiment's own precision and threads. A line that is
+    """A table, and its rows in a file, with the experiment's own precision and threads. A line that is
     tuned is taken at the first of its choices.
 
     Raises `UserError` for an experiment with a line named as the baseline.
@@ -38,4 +38,4 @@ def bench(request: Request, experiment: str) -> None:
     ]
     show(f"{described.name}, {rows[0]['rounds']} rounds", *table(rows, "line", BASELINE))
     request = replace(request, precision=runs[BASELINE].precision, threads=runs[BASELINE].threads)
-    write(request.file(f"experiment-{described.name}"), "experiment", request, machine, rows, method=METHOD)
+    write(request.file("experiment", described.name), "experiment", request, machine, rows, method=METHOD)

@@ -33,7 +33,7 @@ def bench(request: Request) -> None:
         shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
         show(f"{shown}, {request.precision}, {found[0]['rounds']} rounds", *table(found, "layer", "torch"))
         rows += found
-    write(request.file(f"lstm-{request.precision}"), "lstm", request, machine, rows, method=METHOD)
+    write(request.file("lstm"), "lstm", request, machine, rows, method=METHOD)
 
 
 def subjects(run: Run) -> dict[str, Subject]:

@@ -88,4 +88,4 @@ def bench(request: Request) -> None:
         of_task = [row for row in rows if row["task"] == task]
         cells = [[row["optimizer"], *(f"{row[column]:.1f}" for column in COLUMNS)] for row in of_task]
         show(task, ["optimizer", *COLUMNS], cells)
-    write(request.file(f"memory-{request.precision}"), "memory", request, machine, rows, method=METHOD)
+    write(request.file("memory"), "memory", request, machine, rows, method=METHOD)

@@ -74,7 +74,7 @@ def bench(request: Request) -> None:
         show(
             f"{task}, {request.precision}, {rows[0]['rounds']} rounds", [*header, "MB sent", "MB of inverses"], columns
         )
-        path = request.file(f"ranks-{task}-{request.precision}")
+        path = request.file("ranks", task)
         write(path, "ranks", request, machine, rows, method=METHOD, processes=PROCESSES, primitives=primitives)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from kfacrnn.errors import UserError
 BASELINE = "sgd"
 ENDLESS = ("budget.updates=1000000000", "budget.log_every=1000000000", "budget.eval_every=0")
 """No row is ever due: its gradient norm belongs to no update."""
+LONG = 150  # characters of a file's name
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,14 @@ class Request:
     def device(self) -> str:
         return next((o.removeprefix("device=") for o in reversed(self.overrides) if o.startswith("device=")), "cpu")
 
-    def file(self, name: str) -> Path:
-        """Where results go; makes the folder."""
-        path = discovery.place(self.json or f"{self.out}/{name}.json")
+    def file(self, *name: str) -> Path:
+        """Where results go; makes the folder. The name says what was asked for, lest one measurement overwrite another
+        that it is not comparable with."""
+        asked = (self.precision, f"threads={self.threads}", *(o for o in self.overrides if not o.startswith("data.")))
+        stem = "-".join(re.sub(r"[^\w.=+-]", "_", part) for part in (*name, *asked))
+        if len(stem) > LONG:
+            stem = f"{stem[:LONG]}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
+        path = discovery.place(self.json or f"{self.out}/{stem}.json")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

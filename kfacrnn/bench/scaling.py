@@ -89,7 +89,7 @@ def bench(request: Request, seconds: float, gigabytes: float) -> None:
 
     machine = Machine()
     rows, skipped = measure(planned, limits, request.rounds or ROUNDS)
-    path = request.file(f"scaling-{request.precision}")
+    path = request.file("scaling")
     bounds = {"seconds": seconds, "gigabytes": gigabytes}
     write(path, "scaling", request, machine, rows, method=METHOD, limits=bounds, skipped=skipped)
     for one in skipped:

@@ -30,11 +30,11 @@ def bench(request: Request) -> None:
         show(title, [*header, "peak MB"], [[*line, peak] for line, peak in zip(cells, peaks, strict=True)])
         rows += found
         if request.json is None:
-            path = request.file(f"step-cost-{task}-{request.precision}")
+            path = request.file("step-cost", task)
             write(path, "step-cost", request, machine, found, method=METHOD, memory=memory.METHOD)
             machine = Machine()
     if request.json is not None:
-        write(request.file(""), "step-cost", request, machine, rows, method=METHOD, memory=memory.METHOD)
+        write(request.file(), "step-cost", request, machine, rows, method=METHOD, memory=memory.METHOD)
 
 
 def measured(title: str, runs: Mapping[str, Run], rounds: int | None, baseline: str = BASELINE) -> list[dict[str, Any]]:
