@@ -68,8 +68,8 @@ def candidates(grid: Grid, tried: Sequence[Choice], winner: Choice) -> Iterator[
     """Points beside the `winner` that are not among the `tried` ones, the most wanted first.
 
     For every axis on whose edge it sits, the next value outward, at the ratio of the last two; the axis with fewest
-    additions goes first. Then the geometric means of its value and the neighbouring ones. Momenta and decays, values
-    from 1/2 to 1, are taken by their distance from 1. Axes that are not spaced logarithmically have neither.
+    additions goes first. Then the geometric means of its value and the neighbouring ones. Momenta and decays, 0 and
+    values from 1/2 to 1, are taken by their distance from 1. Axes that are not spaced logarithmically have neither.
     """
     scales = {key: _Scale(values) for key, values in grid.items()}
     axes = {key: _values(key, tried) for key, scale in scales.items() if scale.is_logarithmic}
@@ -93,9 +93,11 @@ def candidates(grid: Grid, tried: Sequence[Choice], winner: Choice) -> Iterator[
 
 
 def edges(grid: Grid, tried: Sequence[Choice], winner: Choice) -> list[str]:
-    """The axes of numbers on which the winner has the least or the greatest value of all that were tried."""
+    """The axes of numbers on which the winner has the least or the greatest value of all that were tried. Zero is no
+    edge: no setting goes below it."""
     numeric = [key for key, values in grid.items() if all(map(_is_number, values)) and len({*values}) > 1]
-    return [key for key in numeric if winner[key] in (_values(key, tried)[0], _values(key, tried)[-1])]
+    ends = {key: {_values(key, tried)[0], _values(key, tried)[-1]} - {0} for key in numeric}
+    return [key for key in numeric if winner[key] in ends[key]]
 
 
 def _value(axis: Mapping[str, Sequence[Any]], share: float) -> Any:
@@ -116,13 +118,14 @@ def _is_number(value: Any) -> bool:
 
 
 class _Scale:
-    """Steps along an axis of positive numbers: by their ratios, or by those of their distances from 1."""
+    """Steps along an axis of numbers: by their ratios, or by those of their distances from 1."""
 
     def __init__(self, values: Sequence[Any]):
         numbers = all(map(_is_number, values)) and len({*values}) > 1
-        self._from_one = numbers and all(0.5 <= value < 1 for value in values)
+        self._from_one = numbers and all(value == 0 or 0.5 <= value < 1 for value in values)
         self._whole = numbers and all(isinstance(value, int) for value in values)
-        self.is_logarithmic = numbers and min(values) > 0 and _ratios_are_alike(sorted(map(self._magnitude, {*values})))
+        magnitudes = sorted(map(self._magnitude, {*values})) if numbers else [0]
+        self.is_logarithmic = magnitudes[0] > 0 and _ratios_are_alike(magnitudes)
 
     def beyond(self, edge: float, inner: float) -> float | int:
         """The next value outward, at the ratio of the last two."""
@@ -138,7 +141,7 @@ class _Scale:
         """A whole number on an axis of whole numbers stays one."""
         short = _rounded(magnitude)
         if self._from_one:
-            return round(1 - short, 12)
+            return max(0.0, round(1 - short, 12))
         return int(short) if self._whole and short.is_integer() else short
 
 

@@ -39,7 +39,10 @@ def test_a_cross_is_its_centre_and_then_one_setting_changed_at_a_time() -> None:
         ([1, 10], 10, [100, 3.16]),  # a whole number where it is one
         ([0.9, 0.99], 0.99, [0.999, 0.9684]),  # by the distance from 1: 0.01·(0.01/0.1), √(0.1·0.01) = 0.0316
         ([1.0, 2.0, 3.0], 3.0, []),  # not logarithmic
-        ([0.0, 0.9], 0.9, []),
+        ([0.0, 0.5], 0.5, [0.75, 0.293]),  # 1 and 1/2 from 1: 0.5·(0.5/1), √(1·0.5) = 0.707
+        ([0.0, 0.9], 0.0, [0.684]),  # nothing beyond 0
+        ([0.5, 0.9], 0.5, [0.0, 0.776]),
+        ([0.0, 0.1], 0.1, []),
         (["constant", "cosine"], "cosine", []),
         ([None, 5.0], 5.0, []),
         ([[1, 2], [3, 4]], [3, 4], []),
@@ -73,6 +76,12 @@ def test_a_winner_is_on_an_edge_of_what_was_tried_beyond_the_grid_too() -> None:
     tried, winner = search.points(grid), {LR: 1.0, "optimizer.schedule.kind": "cosine"}
     assert search.edges(grid, tried, winner) == [LR]
     assert search.edges(grid, [*tried, {**winner, LR: 10.0}], winner) == []
+
+
+def test_zero_is_no_edge() -> None:
+    grid = {MOMENTUM: [0.0, 0.9]}
+    assert search.edges(grid, search.points(grid), {MOMENTUM: 0.0}) == []
+    assert search.edges(grid, search.points(grid), {MOMENTUM: 0.9}) == [MOMENTUM]
 
 
 def test_points_are_drawn_within_their_ranges_and_can_be_read() -> None:
