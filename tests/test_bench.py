@@ -341,6 +341,8 @@ def test_lstm_compares_the_layers_with_torch(tmp_path: Path) -> None:
         "kfacrnn.nn.LSTM, captured",
         "kfacrnn.nn.LayerNormLSTM",
         "kfacrnn.nn.LayerNormLSTM, captured",
+        "kfacrnn.nn.GRU",
+        "kfacrnn.nn.GRU, captured",
     ]
     assert rows[0]["ratio_to_torch"] == 1
     assert {(row["hidden"], row["layers"], row["bptt"], row["batch_size"]) for row in rows} == {(4, 1, 3, 2)}

@@ -1,7 +1,7 @@
 """What an update costs: `kfacrnn bench`.
 
     step-cost   every optimiser on a task, interleaved step by step in one process
-    lstm        the LSTM layers against `torch.nn.LSTM`
+    lstm        the recurrent layers against `torch.nn.LSTM`
     dnc         the DNC's update, and that of the package `dnc` from PyPI
     scaling     the same costs over sizes of model and batch
     ranks       one process and two: milliseconds, messages, memory, and rates for the cost model

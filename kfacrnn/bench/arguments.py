@@ -49,7 +49,7 @@ def add_to(bench: argparse.ArgumentParser) -> None:
         return sub
 
     kind("step-cost", "every optimiser, interleaved step by step in one process", every_task)
-    kind("lstm", "the LSTM layers against torch.nn.LSTM, forward and backward", language_models)
+    kind("lstm", "the recurrent layers against torch.nn.LSTM, forward and backward", language_models)
     dnc = kind("dnc", "the DNC's update, against that of the package dnc from PyPI", ("repeat_copy",))
     dnc.add_argument("--reference-python", metavar="PATH", help="a Python that can import torch and dnc")
     scaling = kind("scaling", "one size at a time, from the paper's models", language_models)

@@ -1,4 +1,4 @@
-"""The LSTM layers against `torch.nn.LSTM`: one forward and backward pass at the sizes of a task.
+"""The recurrent layers against `torch.nn.LSTM`: one forward and backward pass at the sizes of a task.
 
 `captured` is the pass that statistics come from, here over the whole batch: what K-FAC takes is a fraction of it.
 """
@@ -46,7 +46,7 @@ def subjects(run: Run) -> dict[str, Subject]:
     from kfacrnn.bench.subjects import Phases, Step
     from kfacrnn.kfac.capture import Recorder
     from kfacrnn.memory import keep_freed_memory
-    from kfacrnn.nn import LSTM, LayerNormLSTM
+    from kfacrnn.nn import GRU, LSTM, LayerNormLSTM
 
     torch.set_num_threads(run.threads)
     keep_freed_memory()
@@ -76,7 +76,7 @@ def subjects(run: Run) -> dict[str, Subject]:
             return self._phases.step()
 
     found: dict[str, Subject] = {BASELINE: Pass(nn.LSTM(sizes.hidden, sizes.hidden, sizes.layers))}
-    for kind in (LSTM, LayerNormLSTM):
+    for kind in (LSTM, LayerNormLSTM, GRU):
         layer, name = kind(sizes.hidden, sizes.hidden, sizes.layers), f"kfacrnn.nn.{kind.__name__}"
         if kind is not LSTM:  # which without a tape is torch's
             found[name] = Pass(layer)
