@@ -27,6 +27,7 @@ class Cost:
     hardware: dict[str, Any]
     kinds: dict[str, float] = field(default_factory=dict)  # seconds by label
     intervals: tuple[int, int] | None = None
+    p95: float | None = None  # over single updates
 
     def after(self, updates: float) -> float:
         """Seconds of a run's first so many updates."""
@@ -83,7 +84,8 @@ def _find(path: Path, measured: dict[str, Any]) -> Cost | None:
     for row in bench["rows"]:
         if measured.items() <= row.items():
             kinds = {label: kind["ms_median"] / 1000 for label, kind in row["kinds"].items()}
-            return Cost(row["ms_mean_cycle"] / 1000, f"bench/{path.name}", bench["commit"], bench["hardware"], kinds)
+            source = (f"bench/{path.name}", bench["commit"], bench["hardware"])
+            return Cost(row["ms_mean_cycle"] / 1000, *source, kinds, p95=row["ms_p95"] / 1000)
     return None
 
 

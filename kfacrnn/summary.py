@@ -55,6 +55,10 @@ class Benched(Protocol):
     def seconds(self) -> float:
         """Of an update, in the long run."""
 
+    @property
+    def p95(self) -> float | None:
+        """The 95th percentile over single updates."""
+
     def after(self, updates: float) -> float:
         """Seconds of a run's first so many updates; infinite for infinitely many."""
 
@@ -191,7 +195,7 @@ def _ending(line: Line, convert: Callable[[float], float]) -> Entry:
     paces = sorted(pace for run in line.runs for pace in run.paces)
     median, p95 = (quantile(paces, 0.5), quantile(paces, 0.95)) if paces else (None, None)
     if line.benched:
-        median, p95 = line.benched.seconds, None
+        median, p95 = line.benched.seconds, line.benched.p95
     return Entry(line, middle, low, high, seconds_per_update=median, seconds_per_update_p95=p95)
 
 

@@ -141,8 +141,8 @@ def _notes(described: Experiment, entries: Sequence[Entry]) -> Iterator[str]:
         )
     if any(entry.line.benched for entry in entries):
         yield (
-            "†: these runs shared the machine; seconds are what their updates cost by kfacrnn bench, per update in the "
-            "long run; K-FAC's first updates cost more."
+            "†: these runs shared the machine; seconds are what their updates cost by kfacrnn bench, per update the "
+            "mean in the long run and the 95th percentile of single ones; K-FAC's first updates cost more."
         )
 
 

@@ -92,8 +92,10 @@ def test_seconds_are_those_of_runs_that_had_the_machine_else_benched_else_none()
     runs = Run(1, curve([3, 2]), (1.0, 3.0)), Run(2, curve([9, 2], pace=99.0))
     alone = entries(sgd, Line("K-FAC", "K-FAC", "sgd", "K-FAC", runs))["K-FAC"]
     assert (alone.updates, alone.seconds, alone.seconds_per_update) == (15.0, 20.0, 2.0)
-    benched = entries(sgd, line("K-FAC", curve([9, 2], pace=99.0), timed=False, benched=Cost(0.5, "", "", {})))["K-FAC"]
-    assert (benched.seconds, benched.seconds_per_update, benched.seconds_per_update_p95) == (10.0, 0.5, None)
+    benched = entries(
+        sgd, line("K-FAC", curve([9, 2], pace=99.0), timed=False, benched=Cost(0.5, "", "", {}, p95=0.7))
+    )["K-FAC"]
+    assert (benched.seconds, benched.seconds_per_update, benched.seconds_per_update_p95) == (10.0, 0.5, 0.7)
     assert benched.seconds_ratio is not None
     assert benched.seconds_ratio.value == 10.0 / 40.0
     unknown = entries(sgd, line("K-FAC", curve([9, 2]), timed=False))["K-FAC"]
