@@ -89,13 +89,15 @@ def collect(
     runs = [planned for finished in lines.values() for planned in finished]
     task = runs[0].folder.meta()["task"]
     _check_chance(described, task)
+    timed = {planned for planned in runs if undisturbed(planned.folder.meta())}
     costs: dict[str, Cost | None] = {}
-    if picture.benched_seconds:
+    if picture.benched_seconds and not all(timed.intersection(finished) for finished in lines.values() if finished):
+        timed = set()  # one clock for all lines
         costs = {line: _cost(plan, line, finished, benches or plan.store.root) for line, finished in lines.items()}
-    if "seconds" in picture.panels and not picture.mix_hardware:
-        _check_hardware(
-            [planned for planned in runs if _undisturbed(planned)], [cost for cost in costs.values() if cost]
-        )
+    if "seconds" not in picture.panels:
+        timed = set()
+    elif not picture.mix_hardware:
+        _check_hardware(timed, [cost for cost in costs.values() if cost])
     convert = conversion(task["metric"] if picture.y.metric.endswith("/metric") else "nats")
     rows = [Row("trials", line, count, None, None, None, 1) for line, count in plan.unequal_trials().items()]
     every: dict[str, dict[PlannedRun, Curve]] = {}
@@ -103,22 +105,20 @@ def collect(
         every[line] = curves = {planned: _curve(planned, picture.y.metric, task["metric"]) for planned in finished}
         against_updates = over_updates(line, list(curves.values()), convert)
         rows += against_updates
-        rows += over_seconds(line, [curve for planned, curve in curves.items() if _undisturbed(planned)], convert)
+        rows += over_seconds(line, [curve for planned, curve in curves.items() if planned in timed], convert)
         cost = costs.get(line)
         if cost:
             rows += over_benched_seconds(against_updates, cost.after)
         ends = sorted(planned.folder.status()["update"] for planned, curve in curves.items() if curve.diverged)
         rows += [Row("diverged", line, update, None, None, None, 1) for update in ends]
     rows.sort(key=lambda row: PANELS.index(row.panel))
-    timed = [planned for planned in runs if _undisturbed(planned)] if "seconds" in picture.panels else []
     shown = summary_table.of_runs(described, every, timed, costs, convert)
     about = {"title": picture.title, "claim": described.claim, "table": summary_table.stored(shown)}
     return rows, shown, _provenance(plan, lines, task, costs, source) | about
 
 
 def _cost(plan: Plan, line: str, finished: Sequence[PlannedRun], benches: Path) -> Cost | None:
-    """The benched cost of a line's updates if none of its runs had the machine to itself."""
-    if not finished or any(_undisturbed(planned) for planned in finished):
+    if not finished:
         return None
     return benched.cost(finished[0].run, benches, plan.experiment.runs or plan.experiment.name, line)
 
@@ -135,10 +135,6 @@ def _curve(planned: PlannedRun, metric: str, name: str) -> Curve:
         nats=nats,
         diverged=planned.folder.status()["state"] == "diverged",
     )
-
-
-def _undisturbed(planned: PlannedRun) -> bool:
-    return undisturbed(planned.folder.meta())
 
 
 def _check_chance(described: Experiment, task: dict[str, Any]) -> None:

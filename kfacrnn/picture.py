@@ -29,7 +29,8 @@ class Axis:
 @dataclass
 class Picture:
     """`ends` says at which update or second a panel stops, when that is not where the last line does.
-    `benched_seconds` puts lines into the panel of seconds none of whose runs had the machine to itself."""
+    `benched_seconds`: where the runs of any line never had the machine to themselves, seconds of all lines are those of
+    `kfacrnn bench`."""
 
     title: str = setting("title of the figure")
     y: Axis = setting("vertical axis")

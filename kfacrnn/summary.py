@@ -67,7 +67,7 @@ class Benched(Protocol):
 class Line:
     """One line of the figure, compared with the baselines of the same model.
 
-    `benched`: what updates cost by `kfacrnn bench`, where none of the runs had the machine to itself.
+    `benched`: what updates cost by `kfacrnn bench`, where the seconds of runs do not count.
     """
 
     name: str

@@ -38,8 +38,8 @@ def of_runs(
     costs: Mapping[str, Cost | None],
     convert: Callable[[float], float],
 ) -> Table:
-    """The table of the figure that draws `curves`, by name of line. The seconds of `timed` count; the lines that have
-    none of these have the benched cost of an update, if there is one."""
+    """The table of the figure that draws `curves`, by name of line. The seconds of `timed` count; without any,
+    those of the benched cost of a line's update, if there is one."""
     lines = []
     for name, of_line in curves.items():
         line, cost = described.lines[name], costs.get(name)
@@ -141,7 +141,7 @@ def _notes(described: Experiment, entries: Sequence[Entry]) -> Iterator[str]:
         )
     if any(entry.line.benched for entry in entries):
         yield (
-            "†: these runs shared the machine; seconds are what their updates cost by kfacrnn bench, per update the "
+            "†: some runs shared the machine, so seconds are what updates cost by kfacrnn bench, per update the "
             "mean in the long run and the 95th percentile of single ones; K-FAC's first updates cost more."
         )
 

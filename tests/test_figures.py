@@ -347,11 +347,23 @@ def test_a_benchmark_of_the_experiment_knows_each_of_its_lines(tmp_path: Path) -
     assert column(drawn(path, tmp_path), "benched", "Adam", "x") == [2.5, 5.0]
 
 
+def test_all_lines_have_seconds_by_the_same_clock(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS, figure=BENCHED)
+    store(confirmation(path, tmp_path, "SGD")[0], [2.0, 1.0])  # alone on the machine
+    bench(tmp_path, "experiment-tiny-fp32-threads=1", line="SGD", optimizer="sgd", ms_mean_cycle=250.0)
+    assert column(drawn(path, tmp_path), "seconds", "SGD", "median") == [2.0, 1.0]
+    store(confirmation(path, tmp_path, "Adam")[0], [2.0, 1.0], jobs=2)
+    rows = drawn(path, tmp_path)
+    assert column(rows, "seconds", "SGD", "x") == column(rows, "benched", "Adam", "x") == []
+    assert column(rows, "benched", "SGD", "x") == [0.25, 0.5]
+
+
 def test_benched_seconds_are_no_way_around_mixing_hardware(tmp_path: Path) -> None:
     path = write_experiment(tmp_path / "tiny.yaml", METHODS, figure=BENCHED)
     Path(path).write_text(Path(path).read_text().replace(f"[{', '.join(TINY)}]", "[task=repeat_copy, threads=1]"))
     store(confirmation(path, tmp_path, "SGD")[0], [2.0, 1.0])
     store(confirmation(path, tmp_path, "Adam")[0], [2.0, 1.0], jobs=2)
+    bench(tmp_path, "experiment-tiny-fp32-threads=1", line="SGD", optimizer="sgd", cpu="Abacus 1")
     bench(tmp_path, cpu="Abacus 2")
     with pytest.raises(UserError, match=r"mix hardware: .*Abacus 1.*Abacus 2.*step-cost"):
         drawn(path, tmp_path)
