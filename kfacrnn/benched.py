@@ -28,6 +28,7 @@ class Cost:
     kinds: dict[str, float] = field(default_factory=dict)  # seconds by label
     intervals: tuple[int, int] | None = None
     p95: float | None = None  # over single updates
+    command: str = ""
 
     def after(self, updates: float) -> float:
         """Seconds of a run's first so many updates."""
@@ -85,7 +86,8 @@ def _find(path: Path, measured: dict[str, Any]) -> Cost | None:
         if measured.items() <= row.items():
             kinds = {label: kind["ms_median"] / 1000 for label, kind in row["kinds"].items()}
             source = (f"bench/{path.name}", bench["commit"], bench["hardware"])
-            return Cost(row["ms_mean_cycle"] / 1000, *source, kinds, p95=row["ms_p95"] / 1000)
+            own = {"p95": row["ms_p95"] / 1000, "command": bench["command"]}
+            return Cost(row["ms_mean_cycle"] / 1000, *source, kinds, **own)
     return None
 
 

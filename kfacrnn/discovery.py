@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import itertools
 import pkgutil
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -56,9 +58,10 @@ def yaml_names(folder: Path) -> list[str]:
 
 
 def summary(path: Path) -> str:
-    """What a YAML file says of itself: its first comment line."""
-    first = path.read_text().split("\n", 1)[0]
-    return first.lstrip("# ").strip() if first.startswith("#") else ""
+    """What a YAML file says of itself: the first sentence of the comment at its top."""
+    comment = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    text = " ".join(line.lstrip("# ").strip() for line in comment)
+    return re.split(r"(?<=[.?])\s", text, maxsplit=1)[0].removesuffix(".")
 
 
 def unknown(what: str, name: str, valid: Iterable[Any]) -> str:

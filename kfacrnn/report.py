@@ -31,7 +31,9 @@ def report(*, results: str, out: str | None = None) -> Path:
 
     store = discovery.place(results)
     path = discovery.place(out) if out else store / "report.html"
-    figures = [_figure(file, results) for file in sorted((store / "figures").glob("*.json"), key=_order)]
+    folder = store / "figures"
+    figures = [_figure(file, results) for file in sorted(folder.glob("*.json"), key=_order)]
+    studies = [_study(file) for file in sorted(folder.glob("*.svg")) if not file.with_suffix(".json").exists()]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -41,6 +43,7 @@ def report(*, results: str, out: str | None = None) -> Path:
     )
     page = environment.get_template("report.html").render(
         figures=figures,
+        studies=studies,
         missing=_missing({figure["name"] for figure in figures}, results),
         command=_command("report", results),
         version=__version__,
@@ -113,8 +116,30 @@ def _figure(path: Path, results: str) -> dict[str, Any]:
         "commits": sorted({commit for run in runs for commit in run["commits"]}),
         "hardware": sorted({machine for run in runs for machine in run["hardware"]}),
         "runs": len(runs),
-        "commands": _makers(name, results),
-        "svg": _picture(path.with_suffix(".svg"), results),
+        "commands": _all_makers(name, lines, results),
+        "svg": _picture(path.with_suffix(".svg"), f"{_makers(name, results)[1]} --from csv"),
+    }
+
+
+def _all_makers(name: str, lines: list[dict[str, Any]], results: str) -> list[str]:
+    """The runs, the benchmarks that give them seconds, the figure."""
+    sweep, figure = _makers(name, results)
+    return [sweep, *dict.fromkeys(line["bench"] for line in lines if line["bench"]), figure]
+
+
+def _study(path: Path) -> dict[str, Any]:
+    """A picture that a script draws of more than one experiment; the page of its numbers, if there is one, has its
+    title."""
+    page = path.parents[1] / f"{path.stem}.md"
+    title, *rest = page.read_text().splitlines() if page.exists() else [path.stem.replace("_", " ")]
+    made = [line for line in rest if line.startswith("Made by ")]
+    command = re.findall("`([^`]+)`", made[0])[0] if made else ""
+    return {
+        "anchor": _slug(path.stem),
+        "title": title.lstrip("# "),
+        "command": command,
+        "page": page.name if page.exists() else "",
+        "svg": _picture(path, command or "draw it again"),
     }
 
 
@@ -130,6 +155,7 @@ def _line(stored: dict[str, Any]) -> dict[str, Any]:
         "chosen_by": stored.get("chosen_by"),
         "is_transferred": stored.get("chosen_by") not in (None, stored["line"]),
         "benched": stored.get("benched"),
+        "bench": (stored.get("benched") or {}).get("command"),
         "trials": [trial | {"settings": _settings(trial["choice"])} for trial in trials],
         "runs": [{key: run[key] for key in ROW_OF_A_RUN} for run in stored["runs"]],
         "settings": _own_settings(stored),
@@ -148,7 +174,7 @@ def _own_settings(stored: dict[str, Any]) -> list[str]:
     return [override for override in every[0] if override in shared and not override.startswith(said)] if every else []
 
 
-def _picture(path: Path, results: str) -> Any:
+def _picture(path: Path, maker: str) -> Any:
     """The SVG as markup for the template; None without a file."""
     from markupsafe import Markup
 
@@ -159,7 +185,7 @@ def _picture(path: Path, results: str) -> Any:
     try:
         return Markup(inline_svg(content, f"{_slug(path.stem)}-"))
     except ElementTree.ParseError as error:
-        raise UserError(f"{path}: {error}; {_makers(path.stem, results)[1]} --from csv") from error
+        raise UserError(f"{path}: {error}; {maker}") from error
 
 
 def _slug(name: str) -> str:

@@ -302,7 +302,7 @@ def bench(
     row = {"task": "repeat_copy", "optimizer": "adam", "dtype": "fp32", "threads": 1, "ms_mean_cycle": 500.0, **more}
     row |= {"kinds": {"plain": {"frequency": 1.0, "ms_median": row["ms_mean_cycle"]}}}
     rows = [{**row, "ms_p95": 700.0}, {**row, "threads": 2, "ms_mean_cycle": 1.0, "ms_p95": 1.0}]
-    about = {"machine": {"busy": busy}, "overrides": overrides or [], "commit": "c0ffee"}
+    about = {"machine": {"busy": busy}, "overrides": overrides or [], "commit": "c0ffee", "command": "kfacrnn bench"}
     content = {**about, "hardware": {"cpu": cpu, "cores": 2}, "rows": rows}
     (results / "bench").mkdir(parents=True, exist_ok=True)
     (results / "bench" / f"{name}.json").write_text(json.dumps(content))

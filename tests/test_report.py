@@ -211,3 +211,39 @@ def test_of_a_picture_nothing_but_its_shapes_is_taken_over() -> None:
     assert inside.attrib == {"href": "#one-p", "x": "1", "clip-path": "url(#one-a)"}
     assert outside.attrib == {}
     assert filled.attrib == {"fill": "#abcdef", "d": "M 1 1"}
+
+
+STUDY = "# What it costs & is worth\n\nMade by `python scripts/cost_study.py` from runs.\n"
+
+
+def test_pictures_of_no_one_experiment_are_studies_with_their_title_and_command(results: Path) -> None:
+    for name in ("cost_study", "some_map"):
+        shutil.copy(results / "figures" / "other.svg", results / "figures" / f"{name}.svg")
+    (results / "cost_study.md").write_text(STUDY)
+    text, tree = page(results)
+    titled, untitled = (section for section in tree.iter("section") if section.get("id") in ("cost_study", "some_map"))
+    assert (texts(titled, "h2"), texts(untitled, "h2")) == (["What it costs & is worth"], ["some map"])
+    assert texts(titled, "pre") == ["python scripts/cost_study.py"]
+    assert texts(untitled, "pre") == []
+    assert "Numbers: cost_study.md." in texts(titled, "p")
+    assert text.count("<svg") == 5
+
+
+def test_a_study_that_is_no_picture_is_an_error_with_its_command(results: Path) -> None:
+    (results / "figures" / "cost_study.svg").write_text("<svg")
+    (results / "cost_study.md").write_text(STUDY)
+    with pytest.raises(UserError, match=r"cost_study\.svg: .*; python scripts/cost_study\.py$"):
+        report(results=str(results))
+
+
+def test_a_line_with_benched_seconds_leads_to_the_benchmark(results: Path) -> None:
+    path = results / "figures" / "other.json"
+    stored = json.loads(path.read_text())
+    for line in stored["lines"]:
+        line["benched"] = {"seconds": 0.5, "file": "bench/x.json", "commit": "c0ffee", "command": "kfacrnn bench x"}
+    path.write_text(json.dumps(stored))
+    _, tree = page(results)
+    section = next(section for section in tree.iter("section") if section.get("id") == "other")
+    (commands,) = texts(section, "pre")
+    assert commands.split(" kfacrnn ")[1] == "bench x"
+    assert commands.count("kfacrnn") == 3
