@@ -100,10 +100,12 @@ class Tune:
 
 @dataclass
 class Select:
-    """The winner has the least mean of `metric` over the rows of the last `last` updates."""
+    """The winner has the least mean of `metric` over the rows of the last `last` updates; with `early_stopping`, the
+    least value that `metric` ever had. The same is a run's final value in the table."""
 
     metric: str = "train/nats"
     last: int = 50
+    early_stopping: bool = False
 
     def check(self) -> Iterator[str]:
         if self.metric not in ("train/nats", "valid/nats"):
@@ -111,8 +113,13 @@ class Select:
         if self.last < 1:
             yield f"last={self.last}: must be at least 1 (updates)"
 
+    @property
+    def value(self) -> str:
+        return "the least so far" if self.early_stopping else f"the mean over its last {self.last} updates"
+
     def __str__(self) -> str:
-        return f"least {self.metric}, mean over the last {self.last} updates"
+        how = "at any update" if self.early_stopping else f"mean over the last {self.last} updates"
+        return f"least {self.metric}, {how}"
 
 
 @dataclass

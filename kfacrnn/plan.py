@@ -51,9 +51,11 @@ class PlannedRun:
         """What selection compares (nats): lower is better, infinite for a diverged run or one without the metric."""
         if self.folder.status()["state"] == "diverged":
             return math.inf
-        first = self.run.budget.updates - select.last
-        rows = [row for row in self.rows() if int(row["update"]) > first and row[select.metric]]
-        return statistics.fmean(float(row[select.metric]) for row in rows) if rows else math.inf
+        first = 0 if select.early_stopping else self.run.budget.updates - select.last
+        nats = [float(row[select.metric]) for row in self.rows() if int(row["update"]) > first and row[select.metric]]
+        if not nats:
+            return math.inf
+        return min(nats) if select.early_stopping else statistics.fmean(nats)
 
 
 class Plan:

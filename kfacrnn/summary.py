@@ -1,12 +1,12 @@
 """A figure in numbers: when each line came to the target, how that compares with the best baseline, where it ended.
 
 Everything is taken of the same smoothed curve: at every row the mean over the rows of the last `select.last` updates,
-as selection has it. Its last value is a run's *final value*. The *target* is the least final value among the baselines
-that the experiment names, where a line's final value is the median over its seeds, and of two middle ones the higher:
-so most seeds of the best baseline reach the target, whatever their number. It is not below `solved`, the loss with
-which the experiment is content: how many zeros the loss of a solved task has is no comparison. Or somebody *names* the
-target, whatever the baselines attain. A run *arrives* at its first row at or below the target; one that diverged never
-does. Plain numbers only; this module knows neither files nor pictures.
+as selection has it, or with early stopping the least so far. Its last value is a run's *final value*. The *target* is
+the least final value among the baselines that the experiment names, where a line's final value is the median over its
+seeds, and of two middle ones the higher: so most seeds of the best baseline reach the target, whatever their number. It
+is not below `solved`, the loss with which the experiment is content: how many zeros the loss of a solved task has is no
+comparison. Or somebody *names* the target, whatever the baselines attain. A run *arrives* at its first row at or below
+the target; one that diverged never does. Plain numbers only; this module knows neither files nor pictures.
 """
 
 from __future__ import annotations
@@ -154,6 +154,11 @@ def smoothed(curve: Curve, last: int) -> Curve:
         seconds=tuple(curve.seconds[index] for index in kept),
         nats=tuple(means),
     )
+
+
+def lowest(curve: Curve) -> Curve:
+    """The least nats up to every row: what early stopping would have kept."""
+    return replace(curve, nats=tuple(accumulate(curve.nats, min)))
 
 
 def summarise(

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from kfacrnn import tables
 from kfacrnn.benched import Cost
 from kfacrnn.curves import Curve
-from kfacrnn.experiment import Experiment, Target
+from kfacrnn.experiment import Experiment, Select, Target
 from kfacrnn.plan import PlannedRun
-from kfacrnn.summary import LEVEL, Entry, Line, Run, smoothed, summarise
+from kfacrnn.summary import LEVEL, Entry, Line, Run, lowest, smoothed, summarise
 from kfacrnn.summary_cells import COLUMNS, quotient, significant
 
 EMPTY = "–"
@@ -40,10 +40,10 @@ def of_runs(
 ) -> Table:
     """The table of the figure that draws `curves`, by name of line. The seconds of `timed` count; without any,
     those of the benched cost of a line's update, if there is one."""
-    lines = []
+    select, lines = described.select, []
     for name, of_line in curves.items():
         line, cost = described.lines[name], costs.get(name)
-        runs = tuple(_run(planned, curve, described.select.last, timed) for planned, curve in of_line.items())
+        runs = tuple(_run(planned, curve, select, timed) for planned, curve in of_line.items())
         optimizer, model = described.methods[line.method].optimizer, line.model or ""
         lines.append(Line(name, line.method, optimizer, line.label, runs, model, cost))
     target = described.target or Target([])
@@ -51,10 +51,11 @@ def of_runs(
     return table(described, summarise(lines, target.baselines, convert, solved))
 
 
-def _run(planned: PlannedRun, curve: Curve, last: int, timed: Collection[PlannedRun]) -> Run:
+def _run(planned: PlannedRun, curve: Curve, select: Select, timed: Collection[PlannedRun]) -> Run:
     points = [(0, 0.0), *((int(row["update"]), float(row["time_train_s"])) for row in planned.folder.rows())]
     paces = ((now - before) / (update - since) for (since, before), (update, now) in itertools.pairwise(points))
-    return Run(planned.point.seed, smoothed(curve, last), tuple(paces) if planned in timed else ())
+    judged = lowest(curve) if select.early_stopping else smoothed(curve, select.last)
+    return Run(planned.point.seed, judged, tuple(paces) if planned in timed else ())
 
 
 def table(described: Experiment, entries: Sequence[Entry]) -> Table:
@@ -123,10 +124,9 @@ def record(entry: Entry) -> dict[str, object]:
 
 
 def _notes(described: Experiment, entries: Sequence[Entry]) -> Iterator[str]:
-    last = described.select.last
     yield (
-        f"Values are {described.figure.y.label}: of every run the mean over its last {last} updates, then the median "
-        "over runs, and the least and the greatest in brackets."
+        f"Values are {described.figure.y.label}: of every run {described.select.value}, then the median over runs, and "
+        "the least and the greatest in brackets."
     )
     if described.target:
         yield from _notes_on_target(described, described.target.baselines, entries)
@@ -155,9 +155,9 @@ def _notes_on_target(described: Experiment, baselines: Sequence[str], entries: S
     for best in targets:
         yield f"Target: {_target(best, labels)}."
     yield (
-        "A run reaches it at the first log point where the mean over its last "
-        f"{described.select.last} updates is no higher; a diverged run never does. ∞: half of the runs or more did not "
-        f"reach it. Ratios are to the best baseline, with a {LEVEL:.0%} bootstrap interval over seeds."
+        f"A run reaches it at the first log point where {described.select.value} is no higher; a diverged run never "
+        "does. ∞: half of the runs or more did not reach it. "
+        f"Ratios are to the best baseline, with a {LEVEL:.0%} bootstrap interval over seeds."
     )
 
 
