@@ -227,7 +227,7 @@ holds least.
 ## Where K-FAC stops paying
 
 On characters it needs somewhat more than half of SGD's updates ([table](figures/figure2.table.md)), so it pays while
-its update costs less than {PAYS:g} of SGD's on the same ranks and batch. What it needs with larger batches is not shown.
+its update costs less than {PAYS:g} of SGD's on the same ranks and batch. What it needs with larger ones is not shown.
 Of 1, 2, 4, … {RANKS[-1]} ranks it does not pay on:
 
 {where_it_stops(known)}
