@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 NUMERICS_VERSION = 1
-"""Raised whenever a change of code changes training curves, so that old results are not taken for new ones."""
+"""Raised whenever a change of code changes training curves, so that old results are not taken for new ones. If they are
+those of one optimiser only, its `Config` gets, or raises, a `numerics_version: ClassVar[int]` instead."""
 
 
 @dataclass
@@ -91,7 +92,10 @@ class Run(Basics):
         kept = ("task", "optimizer", "budget", "seed", "precision", "threads")
         config = dataclasses.asdict(self)
         groups = {"task": settings.scientific(self.task), "optimizer": settings.scientific(self.optimizer)}
-        return {key: config[key] for key in kept} | groups | {"numerics_version": NUMERICS_VERSION}
+        versions = {"numerics_version": NUMERICS_VERSION}
+        if hasattr(self.optimizer, "numerics_version"):
+            versions["optimizer_numerics_version"] = self.optimizer.numerics_version
+        return {key: config[key] for key in kept} | groups | versions
 
     @property
     def run_id(self) -> str:

@@ -180,6 +180,14 @@ def test_a_raised_numerics_version_changes_every_identity(monkeypatch: pytest.Mo
     assert handmade().run_id != before
 
 
+def test_an_optimizer_may_have_a_numerics_version_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    identities = {handmade().run_id}
+    for version in (1, 2):
+        monkeypatch.setattr(Small, "numerics_version", version, raising=False)
+        identities.add(handmade().run_id)
+    assert len(identities) == 3
+
+
 def test_the_identity_is_a_hash_of_sorted_json_so_that_stores_of_today_are_found_tomorrow() -> None:
     """Written out once more: a change of the recipe, however well meant, would orphan every finished run."""
     science = {
