@@ -54,7 +54,7 @@ def draw(described: Experiment, rows: Sequence[Row]) -> dict[str, bytes]:
     panels, picture = described.figure.panels, described.figure
     with house_style():
         page = Figure()
-        legend, note = _legend(described, rows), "\n".join(_notes(described, rows))
+        legend, note = _legend(described, rows), textwrap.fill("; ".join(_notes(described, rows)), NOTE_WIDTH)
         columns = _columns([handle.get_label() for handle in legend])
         legend_rows = (len(legend) - 1) // columns + (note.count("\n") + 1 if note else 0)
         page.set_figheight(page.get_figheight() + LEGEND_ROW * legend_rows)
@@ -182,21 +182,24 @@ def _columns(labels: Sequence[str]) -> int:
 
 
 def _notes(described: Experiment, rows: Sequence[Row]) -> Iterator[str]:
-    """What a figure says on its face: methods that were not searched equally long, seconds that are not the runs'."""
+    """What a figure says on its face: what lines and bands are, methods that were not searched equally long, seconds
+    that are not the runs'."""
+    if any(row.n > 1 for row in rows if row.panel == "updates"):
+        yield "medians and ranges of n seeds"
     counts: dict[int, list[str]] = {}
     for row in rows:
         if row.panel == "trials":
             counts.setdefault(int(row.x), []).append(described.lines[row.line].label)
     if counts:
         parts = [f"{count} for {', '.join(labels)}" for count, labels in sorted(counts.items())]
-        yield textwrap.fill(f"numbers of trials are not equal: {'; '.join(parts)}", NOTE_WIDTH)
+        yield f"numbers of trials are not equal: {' and '.join(parts)}"
     trained, benched = (
         list(dict.fromkeys(described.lines[row.line].label for row in rows if row.panel == panel))
         for panel in ("updates", "benched")
     )
     if benched:
         whose = "" if benched == trained else f" of {', '.join(benched)}"
-        yield textwrap.fill(f"seconds{whose}: what updates cost by kfacrnn bench", NOTE_WIDTH)
+        yield f"seconds{whose}: what updates cost by kfacrnn bench"
 
 
 def _runs(rows: Sequence[Row], panel: str, line: str) -> int:

@@ -138,7 +138,7 @@ def test_the_legend_counts_runs_and_divergences(tmp_path: Path, monkeypatch: pyt
     store(second, [], state="diverged")
     store(confirmation(path, tmp_path, "Adam")[0], [1.0, 1.0])
     drawn(path, tmp_path)
-    assert labels == ["Steepest (n = 2, 1 diverged)", "Adam (n = 1)"]
+    assert labels == ["medians and ranges of n seeds", "Steepest (n = 2, 1 diverged)", "Adam (n = 1)"]
 
 
 def test_runs_that_shared_the_machine_are_kept_out_of_the_panel_of_seconds(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_with_models_the_legend_has_methods_and_then_models(tmp_path: Path, monk
             store(run, [2.0, 1.0])
     labels = legend_of(monkeypatch)
     rows = drawn(path, tmp_path)
-    assert labels == ["SGD (n = 2 and 1)", "Adam (n = 2)", "small", "Large"]
+    assert labels == ["medians and ranges of n seeds", "SGD (n = 2 and 1)", "Adam (n = 2)", "small", "Large"]
     assert column(rows, "updates", "SGD large", "n") == [1, 1]
     stored = json.loads((tmp_path / "figures" / "tiny.json").read_text())["lines"]
     assert [(line["label"], line["model"]) for line in stored[:2]] == [("SGD, small", "small"), ("SGD, Large", "large")]
@@ -276,7 +276,7 @@ def test_a_figure_whose_methods_had_different_numbers_of_trials_says_so_on_its_f
         store(confirmation(path, tmp_path, method)[0], [2.0, 1.0])
     labels = legend_of(monkeypatch)
     drawn(path, tmp_path)
-    said = "numbers of trials are not equal: 1 for SGD; 3 for Adam"
+    said = "numbers of trials are not equal: 1 for SGD and 3 for Adam"
     assert labels[0] == said
     labels.clear()
     figures.figure(path, results="nowhere", source="csv", out=str(tmp_path / "figures"))
