@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kfacrnn.errors import UserError
+from kfacrnn.neighbours import SHARED
 
 VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # the widest first, as Linux calls them
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pandas", "matplotlib", "wandb")
@@ -87,9 +88,12 @@ def machine(hardware: dict[str, Any]) -> str:
 
 
 def undisturbed(meta: dict[str, Any]) -> bool:
-    """Whether the run of that meta.json had the machine to itself, so that its seconds mean something."""
+    """Whether the run of that meta.json had the machine to itself, so that its seconds mean something: no run beside it
+    from the same launcher, and no other process that took its share."""
     sessions = meta.get("sessions", [])
-    return bool(sessions) and all(session.get("jobs") == 1 for session in sessions)
+    return bool(sessions) and all(
+        session.get("jobs") == 1 and (session.get("others_cores") or 0.0) <= SHARED for session in sessions
+    )
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -24,6 +24,7 @@ from kfacrnn.clock import Ledger
 from kfacrnn.config import Run
 from kfacrnn.errors import UserError, first_line
 from kfacrnn.memory import keep_freed_memory, peak_rss_mb
+from kfacrnn.neighbours import Machine
 from kfacrnn.store import SCHEMA_VERSION, RunFolder
 
 
@@ -94,6 +95,7 @@ class Session:
             "data_checksums": self.task.checksums,
             "sessions": [*folder.meta().get("sessions", []), session],
         }
+        self._machine = Machine()
         self.description = OmegaConf.to_yaml(dataclasses.asdict(self.run)), meta
         folder.describe(*self.description)
         folder.set_status("running", update=self.update, updates=self.run.budget.updates)
@@ -213,6 +215,10 @@ class Session:
         }
         self.losses, self.units, self._seconds_at_last_row = [], [], seconds
         return row
+
+    def others_cores(self) -> float | None:
+        """Processors that other processes had since `begin`; None where that is not known, as with several ranks."""
+        return self._machine.seen()["others_cores"] if ranks.count() == 1 else None
 
     def stats(self) -> dict[str, float]:
         """What the optimiser reports of itself, those that are finite: retries, clipped ψ̂, skipped updates and the

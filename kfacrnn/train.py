@@ -116,7 +116,7 @@ def _end(session: Session, folder: RunFolder, mirror: Mirror, state: str, reason
         if session.is_best:
             folder.drop_model(BEST)
     config, meta = session.description
-    meta["sessions"][-1]["end"] = provenance.now()
+    meta["sessions"][-1] |= {"end": provenance.now(), "others_cores": session.others_cores()}
     folder.describe(config, meta | {"ledger": session.ledger.state_dict(), "stats": session.stats()})
     folder.set_status(state, update=session.update, updates=session.run.budget.updates, reason=reason)
     if state in FINISHED:

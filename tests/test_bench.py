@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from kfacrnn import cli, config, discovery
+from kfacrnn import cli, config, discovery, neighbours
 from kfacrnn.bench import dnc, memory, report, scaling
 from kfacrnn.bench.cycle import PLAIN, Kind, cost, frequencies, quantile, ratio
 from kfacrnn.bench.request import Request
@@ -471,15 +471,15 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 def test_processor_seconds_leave_out_those_of_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sysconf", lambda _: 100)
     (tmp_path / "stat").write_text("cpu  100 20 30 90000 5000 7 3 0 0 0\ncpu0 1 2 3\n")
-    assert report.processor_seconds(tmp_path / "stat") == 1.6
-    assert report.processor_seconds(tmp_path / "absent") is None
+    assert neighbours.processor_seconds(tmp_path / "stat") == 1.6
+    assert neighbours.processor_seconds(tmp_path / "absent") is None
 
 
 @pytest.mark.parametrize(
     ("load", "others", "busy"), [(3.0, 0.02, False), (0.0, 0.9, True), (0.2, None, False), (1.0, None, True)]
 )
 def test_a_machine_is_busy_if_others_use_it(load: float, others: float | None, busy: bool) -> None:
-    assert report.is_busy(load, others) == busy
+    assert neighbours.is_busy(load, others) == busy
 
 
 def test_a_busy_machine_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,3 +47,20 @@ def test_processors_of_one_name_are_told_apart_by_their_vector_instructions(monk
         "cpu A core, vectors avx512_bf16, cores 2",
         "cpu A core, cores 2",
     ]
+
+
+@pytest.mark.parametrize(
+    ("sessions", "alone"),
+    [
+        ([{"jobs": 1}], True),
+        ([{"jobs": 1, "others_cores": 0.2}], True),
+        ([{"jobs": 1, "others_cores": None}], True),
+        ([{"jobs": 2}], False),
+        ([{"jobs": 1, "others_cores": 0.1}, {"jobs": 1, "others_cores": 0.9}], False),  # a second launcher
+        ([], False),
+    ],
+)
+def test_seconds_count_if_no_other_run_and_no_other_process_took_a_share(
+    sessions: list[dict[str, object]], alone: bool
+) -> None:
+    assert provenance.undisturbed({"sessions": sessions}) == alone

@@ -491,6 +491,7 @@ def test_a_run_says_where_it_comes_from(tmp_path: Path) -> None:
     assert session["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     assert session["hardware"]["cores"] >= 1
     assert (session["threads"], session["jobs"]) == (1, 1)
+    assert session["others_cores"] is None or session["others_cores"] >= 0
     from omegaconf import OmegaConf
 
     stored = OmegaConf.to_container(OmegaConf.load(folder.path / "config.yaml"))

@@ -41,8 +41,9 @@ def bench(request: Request, reference_python: str | None = None) -> None:
     runs = request.runs(task, BASELINE, methods)
     with reference(reference_python, runs[BASELINE]) as other:
         from kfacrnn.bench.cycle import METHOD
-        from kfacrnn.bench.report import Machine, show, write
+        from kfacrnn.bench.report import show, write
         from kfacrnn.bench.subjects import Subject, TrainingRun, interleave, table
+        from kfacrnn.neighbours import Machine
 
         machine = Machine()
         subjects: dict[str, Subject] = {f"DNC with {name}": TrainingRun(run) for name, run in runs.items()}

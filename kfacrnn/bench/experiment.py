@@ -27,8 +27,9 @@ def bench(request: Request, experiment: str) -> None:
         point = described.confirmation(line, described.choices(line)[0])[0]
         runs[line] = config.compose([*point.overrides, *request.overrides, *ENDLESS])
     from kfacrnn.bench.cycle import METHOD
-    from kfacrnn.bench.report import Machine, show, write
+    from kfacrnn.bench.report import show, write
     from kfacrnn.bench.subjects import table
+    from kfacrnn.neighbours import Machine
 
     machine = Machine()
     found = measured(described.name, runs, request.rounds)

@@ -21,8 +21,9 @@ def bench(request: Request) -> None:
     request.check()
     planned = {task: request.run(task) for task in request.tasks}
     from kfacrnn.bench.cycle import METHOD
-    from kfacrnn.bench.report import Machine, show, write
+    from kfacrnn.bench.report import show, write
     from kfacrnn.bench.subjects import interleave, table
+    from kfacrnn.neighbours import Machine
 
     machine, rows = Machine(), []
     for task, run in planned.items():

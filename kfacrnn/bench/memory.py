@@ -8,10 +8,11 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from kfacrnn.bench.report import Machine, show, write
+from kfacrnn.bench.report import show, write
 from kfacrnn.bench.request import Request
 from kfacrnn.config import Run
 from kfacrnn.memory import peak_rss_mb
+from kfacrnn.neighbours import Machine
 from kfacrnn.progress import Progress
 
 MB = 2**20

@@ -53,8 +53,9 @@ def bench(request: Request) -> None:
     request.check()
     planned = {task: points(request, task) for task in request.tasks}
     from kfacrnn.bench.cycle import METHOD
-    from kfacrnn.bench.report import Machine, show, write
+    from kfacrnn.bench.report import show, write
     from kfacrnn.bench.subjects import table
+    from kfacrnn.neighbours import Machine
     from kfacrnn.progress import Progress
 
     for task, of_task in planned.items():

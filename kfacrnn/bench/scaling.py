@@ -83,9 +83,10 @@ def bench(request: Request, seconds: float, gigabytes: float) -> None:
     limits = Limits(seconds, gigabytes)
     planned = {task: points(request, task) for task in request.tasks}
     from kfacrnn.bench.cycle import METHOD
-    from kfacrnn.bench.report import Machine, write
+    from kfacrnn.bench.report import write
     from kfacrnn.bench.scaling_picture import draw
     from kfacrnn.drawing import write_files
+    from kfacrnn.neighbours import Machine
 
     machine = Machine()
     rows, skipped = measure(planned, limits, request.rounds or ROUNDS)

@@ -15,8 +15,9 @@ def bench(request: Request) -> None:
     planned = {task: request.runs(task) for task in request.tasks}
     from kfacrnn.bench import memory
     from kfacrnn.bench.cycle import METHOD
-    from kfacrnn.bench.report import Machine, show, write
+    from kfacrnn.bench.report import show, write
     from kfacrnn.bench.subjects import table
+    from kfacrnn.neighbours import Machine
 
     rows: list[dict[str, Any]] = []
     machine = Machine()
