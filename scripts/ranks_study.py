@@ -38,7 +38,7 @@ HIDDEN = (650, 1024)
 RANKS = tuple(2**i for i in range(10))
 SHOWN = (8, 64, 512)
 WEAK, STRONG = 64, 512  # sequences of every rank; of all ranks together
-PAYS = 1.8  # option 1 was where SGD ended after 0.51 to 0.58 of its updates: results/figures/figure2.table.md
+PAYS = 1.8  # K-FAC is where SGD with the same batch ends after 0.51 to 0.58 of its updates: figure 2
 AS_GOOD = 1.01  # of shares that cost at most that much more than the cheapest, the one that holds least is the best
 REFRESHES = (5, 20, 100)
 COLOURS = {650: "#332288", 1024: "#44AA99"}  # those of no method
@@ -226,8 +226,8 @@ holds least.
 
 ## Where K-FAC stops paying
 
-On characters it needs somewhat more than half of SGD's updates ([table](figures/figure2.table.md)), so it pays while
-its update costs less than {PAYS:g} of SGD's on the same ranks and batch. What it needs with larger ones is not shown.
+On characters it needs somewhat more than half of the updates that SGD with the same batch needs, so it pays while its
+update costs less than {PAYS:g} of SGD's on the same ranks and batch. What it needs with larger ones is not shown.
 Of 1, 2, 4, … {RANKS[-1]} ranks it does not pay on:
 
 {where_it_stops(known)}
