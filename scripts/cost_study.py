@@ -20,6 +20,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from kfacrnn import benched, experiment
+from kfacrnn.config import Run
 from kfacrnn.curves import conversion
 from kfacrnn.drawing import OTHER_COLOURS, house_style, saved, write_files
 from kfacrnn.plan import Plan
@@ -60,7 +61,7 @@ def read(name: str, results: Path) -> Study:
     for line in plan.lines:
         planned = plan.confirmation(line)
         runs = [run for run in planned if run.finished]
-        row = _benched(benched.file(results, f"experiment-{described.name}", planned[0].run), line)
+        row = _benched(results, described.name, planned[0].run, line)
         if not runs or row is None:
             missing[line] = f"kfacrnn bench experiment {name}" if runs else f"kfacrnn sweep {name} --only '{line}'"
             continue
@@ -71,8 +72,11 @@ def read(name: str, results: Path) -> Study:
     return Study(described.name, described.figure.title, described.figure.y.label, settings, missing)
 
 
-def _benched(path: Path, line: str) -> dict[str, float] | None:
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+def _benched(results: Path, name: str, run: Run, line: str) -> dict[str, float] | None:
+    """By as many threads as the runs had, or by others."""
+    own = benched.file(results, f"experiment-{name}", run)
+    others = sorted(own.parent.glob(f"experiment-{name}-{run.precision}-threads=*.json"))
+    rows = (row for path in [own, *others] if path.exists() for row in json.loads(path.read_text())["rows"])
     return next((row for row in rows if row["line"] == line), None)
 
 

@@ -75,3 +75,12 @@ def test_the_study_says_what_is_cheaper_and_whether_noise_could_explain_it(
 def test_without_any_run_nothing_is_written(script: ModuleType, tmp_path: Path) -> None:
     assert script.main(["--results", str(tmp_path)]) == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_costs_by_another_number_of_threads_do_where_there_are_none_by_the_runs(
+    script: ModuleType, results: Path
+) -> None:
+    (path,) = (results / "bench").iterdir()
+    path.rename(path.with_name(path.name.replace("threads=1", "threads=2")))
+    assert script.main(["--results", str(results)]) == 0
+    assert "| as shipped | 1.050 |" in (results / "cost_study.md").read_text()
