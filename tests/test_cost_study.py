@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +11,7 @@ import pytest
 
 from kfacrnn import experiment
 from kfacrnn.plan import Plan
-from tests import synthetic
+from tests import scripts, synthetic
 
 SETTINGS = {  # the losses of two seeds, and an update's cost by SGD's
     "nothing spared": ((0.40, 0.42), 2.5),
@@ -25,12 +24,7 @@ SETTINGS = {  # the losses of two seeds, and an update's cost by SGD's
 
 @pytest.fixture
 def script() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "cost_study.py"
-    spec = importlib.util.spec_from_file_location("cost_study", path)
-    assert spec is not None and spec.loader is not None  # noqa: PT018
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.script("cost_study")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +12,7 @@ from kfacrnn import experiment, figures
 from kfacrnn.evaluate import best_update
 from kfacrnn.plan import Plan
 from kfacrnn.train import train
+from tests import scripts
 from tests.synthetic import TINY, write_experiment
 
 METHODS = "{Adam: {optimizer: adam, grid: {optimizer.lr: [0.01, 1.0]}}, SGD: {optimizer: sgd}}"
@@ -23,12 +23,7 @@ OFTEN = ["budget.updates=40", "budget.eval_every=4"]
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "generalisation.py"
-    spec = importlib.util.spec_from_file_location("generalisation", path)
-    assert spec is not None and spec.loader is not None  # noqa: PT018
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.script("generalisation")
 
 
 @pytest.fixture(scope="module")

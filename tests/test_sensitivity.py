@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +11,7 @@ import pytest
 from kfacrnn import discovery, experiment
 from kfacrnn.errors import UserError
 from kfacrnn.plan import Plan
-from tests import synthetic
+from tests import scripts, synthetic
 
 METHODS = """{
   SGD: {optimizer: sgd, grid: {optimizer.lr: [0.1, 0.2, 0.3], optimizer.momentum: [0.0, 0.5]}},
@@ -26,12 +25,7 @@ LOSSES = {"SGD": [0.2, 0.3, 0.4, 0.5, 0.6, 0.7], "K-FAC": [0.1, 0.15, 0.1, 9.0]}
 
 
 def script() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "sensitivity.py"
-    spec = importlib.util.spec_from_file_location("sensitivity", path)
-    assert spec is not None and spec.loader is not None  # noqa: PT018
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.script("sensitivity")
 
 
 @pytest.fixture
