@@ -91,13 +91,18 @@ def _find(path: Path, measured: dict[str, Any]) -> Cost | None:
     return None
 
 
+def nearest(results: Path, name: str, run: Run) -> dict[str, Any] | None:
+    """What was measured by as many threads as a run's, or else by others, without overrides."""
+    own = file(results, name, run)
+    others = sorted(own.parent.glob(f"{name}-{run.precision}-*.json"))
+    return next((found for found in map(_read, [own, *others]) if found and not found["overrides"]), None)
+
+
 def estimate(run: Run, results: Path) -> float | None:
     """Roughly the seconds of an update: of its optimiser, or else the fastest one, in proportion to the batch, the
     inverse of the threads, and the power 3/2 of the width, between the recurrence's 2 and the softmax's 1. None without
     a benchmark of the task."""
-    own = file(results, f"step-cost-{run.task.name}", run)
-    others = sorted(own.parent.glob(f"step-cost-{run.task.name}-{run.precision}-*.json"))
-    bench = next((found for found in map(_read, [own, *others]) if found and not found["overrides"]), None)
+    bench = nearest(results, f"step-cost-{run.task.name}", run)
     if bench is None:
         return None
     times = {row["optimizer"]: row["ms_mean_cycle"] / 1000 for row in bench["rows"]}

@@ -124,7 +124,8 @@ def _figure(path: Path, results: str) -> dict[str, Any]:
 def _all_makers(name: str, lines: list[dict[str, Any]], results: str) -> list[str]:
     """The runs, the benchmarks that give them seconds, the figure."""
     sweep, figure = _makers(name, results)
-    return [sweep, *dict.fromkeys(line["bench"] for line in lines if line["bench"]), figure]
+    benches = (line["benched"].get("command") for line in lines if line["benched"])
+    return [sweep, *dict.fromkeys(filter(None, benches)), figure]
 
 
 def _study(path: Path) -> dict[str, Any]:
@@ -155,7 +156,6 @@ def _line(stored: dict[str, Any]) -> dict[str, Any]:
         "chosen_by": stored.get("chosen_by"),
         "is_transferred": stored.get("chosen_by") not in (None, stored["line"]),
         "benched": stored.get("benched"),
-        "bench": (stored.get("benched") or {}).get("command"),
         "trials": [trial | {"settings": _settings(trial["choice"])} for trial in trials],
         "runs": [{key: run[key] for key in ROW_OF_A_RUN} for run in stored["runs"]],
         "settings": _own_settings(stored),

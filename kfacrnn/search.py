@@ -124,8 +124,8 @@ class _Scale:
         numbers = all(map(_is_number, values)) and len({*values}) > 1
         self._from_one = numbers and all(value == 0 or 0.5 <= value < 1 for value in values)
         self._whole = numbers and all(isinstance(value, int) for value in values)
-        magnitudes = sorted(map(self._magnitude, {*values})) if numbers else [0]
-        self.is_logarithmic = magnitudes[0] > 0 and _ratios_are_alike(magnitudes)
+        magnitudes = sorted(map(self._magnitude, {*values})) if numbers else []
+        self.is_logarithmic = numbers and magnitudes[0] > 0 and _ratios_are_alike(magnitudes)
 
     def beyond(self, edge: float, inner: float) -> float | int:
         """The next value outward, at the ratio of the last two."""

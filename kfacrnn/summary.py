@@ -45,9 +45,8 @@ class Run:
         return times[first] if first < len(times) and not self.curve.diverged else math.inf
 
     @cached_property
-    def _lowest(self) -> list[float]:
-        """The least nats up to every row."""
-        return list(accumulate(self.curve.nats, min))
+    def _lowest(self) -> tuple[float, ...]:
+        return lowest(self.curve).nats
 
 
 class Benched(Protocol):

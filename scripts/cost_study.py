@@ -11,7 +11,6 @@ either is left out, with the command that makes it.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import NamedTuple
 import pandas as pd
 
 from kfacrnn import benched, experiment
-from kfacrnn.config import Run
 from kfacrnn.curves import conversion
 from kfacrnn.drawing import OTHER_COLOURS, house_style, saved, write_files
 from kfacrnn.plan import Plan
@@ -61,7 +59,8 @@ def read(name: str, results: Path) -> Study:
     for line in plan.lines:
         planned = plan.confirmation(line)
         runs = [run for run in planned if run.finished]
-        row = _benched(results, described.name, planned[0].run, line)
+        bench = benched.nearest(results, f"experiment-{described.name}", planned[0].run) or {"rows": []}
+        row = next((row for row in bench["rows"] if row["line"] == line), None)
         if not runs or row is None:
             missing[line] = f"kfacrnn bench experiment {name}" if runs else f"kfacrnn sweep {name} --only '{line}'"
             continue
@@ -70,14 +69,6 @@ def read(name: str, results: Path) -> Study:
         settings.append(Setting(line, row["ratio_to_sgd"], row["low"], row["high"], finals))
     settings.sort(key=lambda setting: setting.cost)
     return Study(described.name, described.figure.title, described.figure.y.label, settings, missing)
-
-
-def _benched(results: Path, name: str, run: Run, line: str) -> dict[str, float] | None:
-    """By as many threads as the runs had, or by others."""
-    own = benched.file(results, f"experiment-{name}", run)
-    others = sorted(own.parent.glob(f"experiment-{name}-{run.precision}-threads=*.json"))
-    rows = (row for path in [own, *others] if path.exists() for row in json.loads(path.read_text())["rows"])
-    return next((row for row in rows if row["line"] == line), None)
 
 
 # -------------------------------------------------------------------------------------------------------------- tables

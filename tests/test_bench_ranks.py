@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
 import json
 import math
@@ -30,6 +29,7 @@ from kfacrnn.kfac.capture import Recorder
 from kfacrnn.kfac.estimator import _partition
 from kfacrnn.nn import LSTM
 from kfacrnn.predictive import Categorical
+from tests import scripts
 from tests.ranks import together
 
 APPROXIMATIONS = ("indep", "option1", "option2")
@@ -336,13 +336,7 @@ def test_what_two_processes_cannot_do_is_one_line(
 
 
 def study() -> Any:
-    path = Path(__file__).parents[1] / "scripts" / "ranks_study.py"
-    spec = importlib.util.spec_from_file_location("ranks_study", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.script("ranks_study")
 
 
 def test_the_study_is_made_from_the_files_of_the_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
