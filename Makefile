@@ -38,7 +38,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		exit 1; }
 	@echo 'Installing into $(VENV): about two minutes.'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[experiments,wandb,torchtext,modern,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile $(PIP_FLAGS) -c constraints.txt -e '.[experiments,wandb,torchtext,modern,dev]'
 	@touch $@
 
 demo: install ## train SGD and Adam on a short repeated copy, draw the comparison: a minute, no download

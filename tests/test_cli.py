@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -43,6 +44,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert [part for part in named if part not in line] == []
     assert captured.out == ""
     assert not list(tmp_path.rglob("status.json"))
+
+
+@pytest.mark.parametrize(("theirs", "spins"), [({}, cli.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7")], ids=["ours", "theirs"])
+def test_threads_that_wait_for_each_other_soon_leave_the_core_to_others(theirs: dict[str, str], spins: str) -> None:
+    program = "from kfacrnn import cli; cli.main(['list']); import torch"
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    environment |= {"OMP_DISPLAY_ENV": "verbose", **theirs}
+    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    if "GOMP_SPINCOUNT" not in said.stderr:
+        pytest.skip("torch's threads are not those of GNU OpenMP")
+    assert f"GOMP_SPINCOUNT = '{spins}'" in said.stderr
 
 
 def test_an_argument_of_any_length_is_refused_in_a_line_that_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,7 @@ def test_kfac_beats_every_adam_on_ones_own_lstm(tmp_path: Path) -> None:
     assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_there_is_a_best_damping_and_less_of_it_makes_conditions_worse(tmp_path: Path) -> None:
     rows = said([str(GALLERY / "damping.py"), "picture.png"], tmp_path).splitlines()[1:6]
     bits = [float(row.split()[1]) for row in rows]
