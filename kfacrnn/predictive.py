@@ -7,7 +7,8 @@ its logits and mask are then given as `[B, T]` and kept as `[T, B]`.
     mask     [T, B] bool, True where a target is predicted (default: everywhere)
     lengths  [B] int, time-steps of each sequence; what lies behind is padding (default: T for all)
 
-The two differ: an unmasked step inside a sequence still exists for the recurrent maps, padding does not.
+The two differ: a step inside a sequence that is not predicted still exists for the recurrent maps, padding does not. A
+model with one prediction for a sequence gives its logits T times, as by `expand`, and a mask that is True at one step.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ class Session:
 
     def _set_rng(self, rng: dict[str, Any]) -> None:
         torch.set_rng_state(rng["cpu"])
-        if rng["cuda"] is not None:
+        if rng["cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(rng["cuda"], self.device)
 
     def _autocast(self) -> AbstractContextManager[Any]:

@@ -220,7 +220,7 @@ def test_torchrun_starts_a_run_and_starts_it_again_when_it_is_done(tmp_path: Pat
 
 def example() -> dict[str, torch.Tensor]:
     page = (Path(__file__).resolve().parent.parent / "README.md").read_text()
-    (model,) = re.findall(r"^```python\n(.*?)^losses = ", page, re.MULTILINE | re.DOTALL)
+    (model,) = re.findall(r"^```python\n(.*?)^optimizer = ", page, re.MULTILINE | re.DOTALL)
     (parallel,) = re.findall(r"^```py\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     torch.manual_seed(0)
     names: dict[str, Any] = {}

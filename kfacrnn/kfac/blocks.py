@@ -119,12 +119,15 @@ class Block(ABC):
     def diagnostics(self) -> Diagnostics | None:
         return getattr(self.inverse, "diagnostics", None)
 
-    @property
-    def has_gradient(self) -> bool:
-        return any(p.grad is not None for p in self.parameters)
+    def has_gradients(self) -> bool:
+        """Raises ValueError where some of the parameters have one and others have not."""
+        missing = [name for name, p in zip(self.parameter_names, self.parameters, strict=True) if p.grad is None]
+        if 0 < len(missing) < len(self.parameters):
+            raise ValueError(f"{missing[0]} has no gradient and others of {self.name} have: its block moves as one")
+        return not missing
 
     def gradients(self) -> list[Tensor]:
-        return self.own_rows([torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters])
+        return self.own_rows([p.grad for p in self.parameters if p.grad is not None])
 
     def own_rows(self, like_parameters: Sequence[Tensor]) -> list[Tensor]:
         """Of tensors shaped as the parameters are, the rows that the map consists of."""

@@ -260,7 +260,14 @@ class Together(Alone):
 
 
 def distribution(group: dist.ProcessGroup | None, share: float) -> Alone:
-    return Alone() if group is None else Together(group, share)
+    """Raises ValueError where there are several processes and KFAC was not told which belong together: each would
+    precondition the averaged gradient by the statistics of its own sequences, and they would drift apart."""
+    if group is None and dist.is_available() and dist.is_initialized() and (ranks := dist.get_world_size()) > 1:
+        raise ValueError(
+            f"this is one of {ranks} processes: KFAC needs process_group=torch.distributed.group.WORLD, or, where each "
+            "trains a model of its own, torch.distributed.new_subgroups(1)[0]"
+        )
+    return Alone() if group is None or dist.get_world_size(group) == 1 else Together(group, share)
 
 
 def _attempt(side: Callable[[], Modes]) -> Modes | DecompositionError:

@@ -7,7 +7,7 @@ nothing of inverses or steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -79,7 +79,8 @@ class Estimator:
         self._distribution.place(self.blocks)
         self._names = {id(block.map): name for name, block in self.blocks.items()}
         self.device = next(p for p in model.parameters() if p in trained).device
-        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._frozen: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if not p.requires_grad}
+        self._generator = torch.Generator().manual_seed(seed)  # on the CPU, so that a state may go to another device
         self.skipped = 0  # passes that were left out because they were not finite
 
     def update(self, forward: Callable[[], Any]) -> bool:
@@ -116,11 +117,25 @@ class Estimator:
             wanted = "(distribution, targets) with" if self._empirical else "the distribution alone without"
             raise ValueError(f"forward must return {wanted} fisher='empirical', got {type(returned).__name__}")
         distribution, *given = returned if self._empirical else (returned,)
+        if not all(hasattr(distribution, name) for name in ("log_loss", "sample", "batch_first")):
+            raise ValueError(
+                f"forward returned a {type(distribution).__name__}: its distribution is to be one of "
+                "kfacrnn.predictive, such as Categorical(logits=…)"
+            )
         part = self._distribution.part(distribution.logits.shape[1])
         if not self._empirical:  # a distribution of the user's own may know nothing of parts
-            return distribution, distribution.sample(self._generator, *(() if part is None else (part,)))
+            return distribution, distribution.sample(self._sampler(), *(() if part is None else (part,)))
         (targets,) = given
         return distribution, targets.transpose(0, 1) if distribution.batch_first else targets
+
+    def _sampler(self) -> torch.Generator:
+        """The private generator, or one that it has seeded, where the predictions are."""
+        if self.device.type == "cpu":
+            return self._generator
+        return torch.Generator(self.device).manual_seed(self._seed())
+
+    def _seed(self) -> int:
+        return int(torch.randint(2**62, (), generator=self._generator))
 
     def _full_precision(self) -> torch.autocast:
         """Autocast is for the forward pass; a backward pass follows what that one did, where it was off included."""
@@ -131,8 +146,7 @@ class Estimator:
         """Dropout in a pass for K-FAC's own use draws from the private generator, not from the training run's."""
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
-            seed = int(torch.randint(2**62, (), generator=self._generator, device=self.device))
-            seed += self._distribution.rank  # each process has noise of its own
+            seed = self._seed() + self._distribution.rank  # each process has noise of its own
             # Not torch.manual_seed, which reseeds every CUDA device, those that are not forked included.
             for generator in (torch.default_generator, *(torch.cuda.default_generators[d.index] for d in cuda)):
                 generator.manual_seed(seed)
@@ -197,8 +211,11 @@ class Estimator:
         sequences = {name: seen.sequences.counted(0 if is_idle else 1) for name, seen in passes.items()}
         logits = {name for name, block in self.blocks.items() if block.is_logits}
         not_finite = None if is_idle else _first_not_finite(passes)
-        complaints = (_incomplete(block, passes[block.name], gradients) for block, gradients in whole)
-        incomplete = next(filter(None, complaints), None) if not_finite is None else None
+        complaints: list[str | None] = []
+        if whole and not_finite is None:
+            complaints += [_beyond_the_end(name, seen) for name, seen in passes.items()]
+            complaints += [_incomplete(block, passes[block.name], gradients) for block, gradients in whole]
+        incomplete = next(filter(None, complaints), None)
         return Finding(sequences, logits, not_finite, incomplete)
 
     def _observe(self, passes: dict[str, Pass], distribution: Distribution, all_saw: Finding) -> None:
@@ -229,6 +246,12 @@ class Estimator:
             block.load_state_dict(state["blocks"][name])
             block.inverse = self._distribution.kept(name, block.inverse)
         self._generator.set_state(state["generator"].cpu())
+
+    def require_frozen(self, parameters: Iterable[Tensor]) -> None:
+        """Raises ValueError if one of them is trained now and was not when blocks were found."""
+        for parameter in parameters:
+            if parameter.requires_grad and parameter in self._frozen:
+                raise ValueError(f"{self._frozen[parameter]} was unfrozen after the optimiser was made: make a new one")
 
 
 def _partition(
@@ -271,6 +294,17 @@ def _first_not_finite(passes: dict[str, Pass]) -> str | None:
     return next((name for name, is_finite in zip(passes, finite, strict=True) if not is_finite), None)
 
 
+def _beyond_the_end(name: str, seen: Pass) -> str | None:
+    """A complaint if the loss depends on the map's steps behind a sequence's end, which the factors leave out."""
+    padding = seen.sequences.padding
+    if padding is None or not seen.g[padding].any():
+        return None
+    return (
+        f"{name}: the predictions depend on steps behind the end that `lengths` gives; padding comes last, so that a "
+        "sequence is reversed within its length, and what sums it up leaves padding out"
+    )
+
+
 def _incomplete(block: KroneckerBlock, seen: Pass, whole: list[Tensor]) -> str | None:
     """A complaint unless Σ g_t a_tᵀ is the gradient of the log-loss: a parameter that acts elsewhere too, as in
     F.linear(h, embedding.weight), would get a curvature that knows nothing of it.
@@ -301,7 +335,12 @@ def time_first(name: str, tap: Tap, g: Tensor, distribution: Distribution, seque
         return Pass(a, g, sequences)
     if lead == (steps * cases,):
         raise ValueError(f"{name} was given time and batch folded into one axis of {lead[0]}: give it [T, B, …]")
+    found = f"{name} was given leading axes {list(lead)}, but the predictions have T = {steps} and B = {cases}"
+    if lead == (cases, steps):
+        raise ValueError(
+            f"{found}; a model whose batch comes first says so in its predictive distribution: batch_first=True"
+        )
     raise ValueError(
-        f"{name} was given leading axes {list(lead)}, but the predictions have T = {steps} and B = {cases}; a model "
-        "whose batch comes first says so in its predictive distribution: batch_first=True"
+        f"{found}, and all maps share the predictions' steps; where only some are predicted, such as the last, give "
+        "logits for all, as by expand, and a mask that is True there"
     )

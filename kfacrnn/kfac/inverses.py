@@ -79,7 +79,7 @@ class Inverses:
         threads = torch.get_num_threads()
         workers = min(threads, len(work))
         if workers < 2:
-            return self._finished(work)
+            return {name: self._inverted(name, invert) for name, invert in work.items()}
         alone = partial(torch.set_num_threads, threads // workers)
         try:
             with ThreadPoolExecutor(workers, "kfac-inverses", initializer=alone) as pool:
@@ -91,8 +91,12 @@ class Inverses:
         future: Future[dict[Any, Any]] = Future()
 
         def run() -> None:
+            results = {}
             try:
-                future.set_result(self._finished(work))
+                for name, invert in work.items():
+                    self._may_run.wait()
+                    results[name] = self._inverted(name, invert)
+                future.set_result(results)
             except BaseException as error:
                 future.set_exception(error)
 
@@ -107,11 +111,7 @@ class Inverses:
     def resume(self) -> None:
         self._may_run.set()
 
-    def _finished(self, work: Work) -> dict[Any, Any]:
-        return {name: self._inverted(name, invert) for name, invert in work.items()}
-
     def _inverted(self, name: str, invert: Callable[[], Any]) -> Any:
-        self._may_run.wait()
         try:
             return invert()
         except DecompositionError as error:
@@ -121,9 +121,17 @@ class Inverses:
 
     def _swap_in(self) -> None:
         assert self._pending is not None
-        self._may_run.set()
-        self._put_in_use(self._pending.inverses)
+        self._put_in_use(self._awaited(self._pending))
         self._pending = None
+
+    def _awaited(self, pending: _Pending) -> dict[str, Any]:
+        """Even while background work is paused."""
+        is_paused = not self._may_run.is_set()
+        self._may_run.set()
+        inverses = pending.inverses
+        if is_paused:
+            self._may_run.clear()
+        return inverses
 
     def _put_in_use(self, inverses: dict[str, Any]) -> None:
         self.made_from = self._started
@@ -150,8 +158,7 @@ class Inverses:
         """Waits for pending work: what it found belongs to the state."""
         pending = None
         if self._pending is not None:
-            self._may_run.set()
-            whole = self._distribution.whole(self._pending.inverses)
+            whole = self._distribution.whole(self._awaited(self._pending))
             pending = {"due": self._pending.due, "inverses": {name: plain(inverse) for name, inverse in whole.items()}}
         return {"started": self._started, "made_from": self.made_from, "failures": self.failures, "pending": pending}
 

@@ -3,7 +3,8 @@
     every k updates    statistics    forward on some sequences, sampled targets, backward to the pre-activations
     every r updates    inverses      A0, A1, G0, G1 → F⁻¹ by eqn 6, 8 or 9; both more often at first
     every update       direction     Δ = N·F⁻¹∇h
-                       step size     η = s·min(lr, √(kl_clip / Δᵀ∇h)), s the factor of the learning-rate schedule
+                       step size     η = s·min(lr, √(kl_clip / Δᵀ∇h)), s the factor of the learning-rate schedule; what
+                                     is bounded is the KL change of −ηΔ, before momentum
                        momentum      v ← μv − ηΔ,  θ ← θ + v;  η and μ may come from `kfacrnn.kfac.quadratic` instead
 
 Where this is not meant to be used: a loss that is no log-likelihood (there is no Fisher), batches of a few dozen
@@ -46,12 +47,14 @@ class KFAC(torch.optim.Optimizer):
 
     model           any composition of `kfacrnn.nn` layers, `nn.Linear`, `nn.Embedding` and `nn.LayerNorm`
     approximation   "indep" (eqn 6), "option1" (eqn 8), "option2" (eqn 9)
-    loss_scale      N = (loss summed over a sequence's steps) / (training loss h): T for a mean over steps, 1 for a sum
+    loss_scale      N = (loss summed over a sequence's steps) / (training loss h): T for a mean over steps, 1 for a sum;
+                    may be set at any time, as T may change
     lr              η_max, the largest step size. A learning-rate scheduler acts on the whole step: when it has brought
                     lr to s times its first value, η is s times what it would be, whichever bound is the closer one
     damping         λ, added to V0 in factored form
     first_damping   λ before the first update; ×0.7 with every update until it is `damping`; None: no more
-    kl_clip         c: the predicted KL change of an update is at most c/2, in nats per unit of h (s²·c/2 by schedule)
+    kl_clip         c: the predicted KL change of −ηΔ, an update without its momentum, is at most c/2, in nats per unit
+                    of h (s²·c/2 by schedule); a momentum of μ makes of equal steps one that is 1/(1 − μ) as long
     momentum        μ, on the preconditioned updates
     weight_decay    decoupled, multiplied by the step size taken
     statistics_every, statistics_fraction, statistics_decay
@@ -67,19 +70,20 @@ class KFAC(torch.optim.Optimizer):
                     a `QuadraticModel`: η and μ are, at every update, where M(δ) with the exact Fisher is least; `step`
                     needs `forward`. lr, kl_clip and momentum do not act, but a schedule's s scales the whole update
     params          parameter groups as for any optimiser, to give parts of the model their own lr, momentum or weight
-                    decay; default: every parameter that requires a gradient
+                    decay; default: every parameter. What is frozen now has to stay so
     max_dense       factors of a larger dimension are diagonal
     gamma_max       bound on γ and on 1/(1 − m_G m_A), see `fisher_inverse`
     compute_dtype, product_dtype
                     of decompositions, torch.float32 or torch.float64, and of the products with what they give,
-                    torch.float32 or torch.bfloat16; None: by size and processor, see `kfacrnn.kfac.precision`
+                    torch.float32 or torch.bfloat16; None: by size and processor, see `kfacrnn.kfac.precision`. Inputs
+                    whose mean is several times their deviation want float32 products
     lag_tolerance   modes with |ψ̂| no larger count as uncorrelated over time; 0: exact, None: by size, see there
     seed            of the private generator that targets are sampled with
     process_group   of a data-parallel run, such as `torch.distributed.group.WORLD`; see `kfacrnn.kfac.distribution`
     inverse_share   largest share of its ranks that hold any one inverse: 1 exchanges inverses, 1/ranks directions
 
     Raises ValueError for an argument out of range, and for a model of which something would be left untrained.
-    Parameters without a gradient (None) stay where they are, as with any optimiser.
+    Blocks without gradients (None) stay where they are, as with any optimiser.
     """
 
     def __init__(
@@ -121,13 +125,13 @@ class KFAC(torch.optim.Optimizer):
             refresh_delay=refresh_delay, compute_dtype=compute_dtype, product_dtype=product_dtype,
             lag_tolerance=lag_tolerance,
         )  # fmt: skip
-        params = [p for p in model.parameters() if p.requires_grad] if params is None else params
+        params = model.parameters() if params is None else params
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.approximation = approximation
         self._damping = Damping(damping, first_damping, adaptive_damping)
         self.kl_clip = kl_clip
         self.quadratic_model = quadratic_model
-        self._loss_scale = loss_scale
+        self.loss_scale = loss_scale
         self._statistics_every = statistics_every
         self._statistics_fraction = statistics_fraction
         self._distribution = distribution(process_group, inverse_share)
@@ -156,7 +160,7 @@ class KFAC(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         check_group(group)
-        group["first_lr"] = group["lr"]  # a scheduler changes lr; what it has made of this one is s
+        group["first_lr"] = float(group["lr"])  # a scheduler changes lr; what it has made of this one is s
 
     # ------------------------------------------------------------------------------------------------- statistics
 
@@ -207,9 +211,11 @@ class KFAC(torch.optim.Optimizer):
         It is called five times, without gradients or autocast, with noise that is not the training run's.
 
         Raises RuntimeError before the first `update_statistics`, and ValueError if the very first factors cannot be
-        inverted, or if there is a `forward` without a quadratic model or the other way round.
+        inverted, if a block has only some of its gradients, if a parameter was unfrozen meanwhile, or if there is a
+        `forward` without a quadratic model or the other way round.
         """
         check_forward(forward is not None, self.quadratic_model is not None)
+        self._estimator.require_frozen(p for group in self.param_groups for p in group["params"])
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -231,7 +237,7 @@ class KFAC(torch.optim.Optimizer):
         return loss
 
     def _directions(self) -> tuple[Directions, float]:
-        return preconditioned(self._estimator, self._distribution, self._loss_scale)
+        return preconditioned(self._estimator, self._distribution, self.loss_scale)
 
     def _chosen(self, directions: Directions, forward: Callable[[], Distribution]) -> Chosen | None:
         """What the quadratic model makes of Δ and the last update; None if anything is not finite."""
@@ -242,7 +248,7 @@ class KFAC(torch.optim.Optimizer):
         if self._last_curvature > 0:
             foretold.append((running("velocity", directions, self.state), self._last_curvature))
         with self._estimator.private_randomness():
-            found = plane(repeatable(forward, self._estimator.device), list(directions), foretold, self._loss_scale)
+            found = plane(repeatable(forward, self._estimator.device), list(directions), foretold, self.loss_scale)
         return found.averaged(self._distribution.mean).chosen(self._damping.before(self._updates), share)
 
     def _move(self, directions: Directions, chosen: Chosen | None) -> None:
@@ -279,6 +285,16 @@ class KFAC(torch.optim.Optimizer):
         self._kl_clip = value
 
     @property
+    def loss_scale(self) -> float:
+        """N, which may be set at any time."""
+        return self._loss_scale
+
+    @loss_scale.setter
+    def loss_scale(self, value: float) -> None:
+        check_positive("loss_scale", value)
+        self._loss_scale = value
+
+    @property
     def reduction_due(self) -> bool:
         """Whether `adapt_damping` should be called after the step just taken."""
         return self._damping.is_due(self._updates)
@@ -297,9 +313,9 @@ class KFAC(torch.optim.Optimizer):
         return self._estimator.coverage()
 
     def stats(self) -> dict[str, float]:
-        """What to log: step size and momentum taken, predicted KL change (½η²·ΔᵀF̂Δ, or ½δᵀFδ by a quadratic model; nats
-        per unit of the loss), damping, staleness in updates, extremes of ψ̂, worst condition numbers, and counts of what
-        went wrong."""
+        """What to log: step size and momentum taken, predicted KL change (½η²·ΔᵀF̂Δ, before momentum, or ½δᵀFδ by a
+        quadratic model; nats per unit of the loss), damping, staleness in updates, extremes of ψ̂, worst condition
+        numbers, and counts of what went wrong."""
         return {
             "step_size": self._step_size,
             "momentum": self._momentum,
@@ -320,7 +336,7 @@ class KFAC(torch.optim.Optimizer):
         self._inverses.resume()
 
     _NUMBERS = (
-        "damping", "kl_clip", "_updates", "_newest_statistics", "_next_case", "_skipped",
+        "damping", "kl_clip", "loss_scale", "_updates", "_newest_statistics", "_next_case", "_skipped",
         "_curvature", "_step_size", "_momentum", "_predicted_kl", "_predicted_change", "_last_curvature",
         "_reduction_ratio",
     )  # fmt: skip

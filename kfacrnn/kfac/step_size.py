@@ -20,7 +20,7 @@ def kl_bounded(lr: float, kl_clip: float, curvature: float) -> float:
 def share(group: Mapping[str, Any]) -> float:
     """s, what a learning-rate schedule leaves of the steps of a parameter group."""
     check("lr", group["lr"], is_finite(group["lr"]) and group["lr"] >= 0, "finite and >= 0")
-    return group["lr"] / group["first_lr"]
+    return float(group["lr"]) / group["first_lr"]
 
 
 def bounded_step(group: Mapping[str, Any], kl_clip: float, curvature: float) -> tuple[float, float]:

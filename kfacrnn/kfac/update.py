@@ -19,10 +19,11 @@ State = MutableMapping[Tensor, dict[str, Any]]  # an optimiser's
 
 
 def preconditioned(estimator: Estimator, distribution: Alone, loss_scale: float) -> tuple[Directions, float]:
-    """Δ for every parameter that has a gradient, and ΔᵀF̂Δ = Δᵀ∇h in one transfer from the device."""
+    """Δ for every parameter that has a gradient, and ΔᵀF̂Δ = Δᵀ∇h in one transfer from the device. Raises ValueError
+    where a block has only some of its gradients: it moves as one."""
     directions: Directions = {}
     products = []
-    blocks = [block for block in estimator.blocks.values() if block.has_gradient]
+    blocks = [block for block in estimator.blocks.values() if block.has_gradients()]
     found = distribution.directions(blocks, loss_scale)
     for block, (block_directions, product) in zip(blocks, found, strict=True):
         for parameter, direction in zip(block.parameters, block_directions, strict=True):

@@ -172,15 +172,15 @@ def test_exact_variances_stand_in_for_sampled_ones_where_G_is_diagonal():
     torch.testing.assert_close(block.average.values()[1], variance.mean((0, 1)))
 
 
-def test_a_parameter_without_a_gradient_counts_as_having_none():
+def test_a_block_has_gradients_or_none_but_not_some():
     W, b = parameter(3, 2), parameter(3)
     block, *_ = made(LinearMap("m", (W,), (b,)))
-    (expected, _), _ = block.direction(N)
-    b.grad = torch.zeros_like(b)
-    (without, _), _ = block.direction(N)
+    assert block.has_gradients()
     b.grad = None
-    torch.testing.assert_close(block.direction(N)[0][0], without)
-    assert not torch.equal(expected, without)
+    with pytest.raises(ValueError, match="p1 has no gradient and others of block have: its block moves as one"):
+        block.has_gradients()
+    W.grad = None
+    assert not block.has_gradients()
 
 
 def test_a_map_of_some_rows_of_its_parameters_is_one_of_parameters_with_no_other_rows():

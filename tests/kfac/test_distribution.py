@@ -318,6 +318,21 @@ def counted_work() -> tuple[dict[int, int], dict[str, list[int]]]:
     return rows, {name: block.costs for name, block in trainer.blocks.items()}
 
 
+def groups_to_choose() -> tuple[str, bool]:
+    try:
+        KFAC(nn.Linear(2, 3), loss_scale=1)
+    except ValueError as error:
+        alone, _ = dist.new_subgroups(1)
+        return str(error), KFAC(nn.Linear(2, 3), loss_scale=1, process_group=alone)._distribution.ranks == 1
+    return "", False
+
+
+def test_several_processes_have_to_say_which_belong_together() -> None:
+    for said, may_be_alone in together(2, groups_to_choose):
+        assert said.startswith("this is one of 2 processes: KFAC needs process_group=torch.distributed.group.WORLD")
+        assert may_be_alone
+
+
 def test_a_rank_decomposes_what_is_its_own_and_nothing_else() -> None:
     found = together(3, counted_work)
     costs = {name: sides for name, sides in found[0][1].items() if sides}

@@ -448,6 +448,7 @@ REFUSED = {
     "folded": (lambda m, x: m(x.flatten(0, 1)).unflatten(0, x.shape[:2]), "0 was given time and batch folded into one"),
     "unbatched": (lambda m, x: m(x[:, 0]).unsqueeze(1), "0 was given time and batch folded into one axis of 5"),
     "other layout": (lambda m, x: m(x.mT.mT.transpose(0, 1)).transpose(0, 1), r"0 was given leading axes \[4, 5\]"),
+    "last step only": (lambda m, x: m[1](m[0](x)[-1:]), r"0 was given leading axes \[5, 4\], .* give logits for all"),
     "detached": (lambda m, x: m(x).detach(), "the predictions have no gradient"),
 }
 
@@ -458,6 +459,42 @@ def test_a_forward_pass_that_cannot_be_captured_is_refused_by_name(reason):
     model = Chain()
     with pytest.raises(ValueError, match=message):
         estimator(model).update(lambda: Categorical(forward(model, torch.randn(T, B, 3))))
+
+
+def test_a_sequence_may_have_one_prediction_at_its_last_step():
+    model, x = Chain(), torch.randn(T, B, 3)
+    mask = (torch.arange(T) == T - 1)[:, None].expand(T, B)
+    assert estimator(model).update(lambda: Categorical(model(x)[-1:].expand(T, -1, -1), mask=mask))
+
+
+def test_a_distribution_of_another_kind_is_refused_with_the_remedy():
+    model = Chain()
+    with pytest.raises(ValueError, match=r"forward returned a Categorical: .* one of kfacrnn\.predictive"):
+        estimator(model).update(lambda: torch.distributions.Categorical(logits=model(torch.randn(T, B, 3))))
+
+
+class Backwards(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.out = LSTM(3, 4), nn.Linear(4, V)
+
+    def forward(self, x, turned):
+        return self.out(turned(self.rnn(turned(x))[0]))
+
+
+def test_padding_that_the_predictions_depend_on_is_refused_by_name():
+    def ends(x):
+        return zip(x.unbind(1), LENGTHS, strict=True)
+
+    def within(x):
+        return torch.stack([torch.cat([case[:n].flip(0), case[n:]]) for case, n in ends(x)], 1)
+
+    model, x = Backwards(), torch.randn(T, B, 3)
+    with pytest.raises(
+        ValueError, match=r"^rnn.*: the predictions depend on steps behind the end that `lengths` gives"
+    ):
+        estimator(model).update(lambda: Categorical(model(x, lambda y: y.flip(0)), lengths=LENGTHS))
+    assert estimator(model).update(lambda: Categorical(model(x, within), lengths=LENGTHS))
 
 
 class BatchFirst(nn.Module):

@@ -121,6 +121,29 @@ def test_work_that_is_due_is_finished_even_if_paused():
     assert run(inverses, block, [1, 2]) == [0, 1]
 
 
+@pytest.mark.timeout(20)
+def test_what_is_not_done_in_the_background_is_not_paused():
+    block = Block()
+    inverses = Inverses({"a": block}, every=1, delay=0)
+    inverses.pause()
+    assert run(inverses, block, [0, 1]) == [0, 1]
+
+
+@pytest.mark.timeout(20)
+def test_a_state_has_what_is_pending_and_leaves_the_pause():
+    block = Block()
+    inverses = Inverses({"a": block}, every=2, delay=1)
+    inverses.advance(0, 0, 0.5)
+    inverses.pause()
+    inverses.advance(1, 1, 0.5)
+    assert inverses.state_dict()["pending"] is not None
+    block.started.clear()
+    inverses.advance(2, 2, 0.5)
+    assert not block.started.wait(0.2)
+    inverses.resume()
+    assert block.started.wait(10)
+
+
 def test_a_failed_decomposition_keeps_the_last_good_inverse_and_is_counted():
     good, bad = Block(), Block()
     inverses = Inverses({"good": good, "bad": bad}, every=1, delay=0)

@@ -415,6 +415,17 @@ def test_learning_rate_schedulers_act_on_the_step_size(kl_clip):
     assert sizes == pytest.approx([1e-3, 5e-4, 2.5e-4, 1.25e-4])
 
 
+def test_a_learning_rate_may_be_a_tensor():
+    models = [language_model(), language_model()]
+    for model, lr in zip(models, (0.25, torch.tensor(0.25)), strict=True):
+        optimizer = KFAC(model, loss_scale=T, lr=lr)
+        scheduler = LambdaLR(optimizer, lambda update: max(0, 1 - update / 2))
+        for update in range(4):
+            train(model, optimizer, [update])
+            scheduler.step()
+    assert_same(*models)
+
+
 def test_accumulated_gradients_are_the_gradient_of_the_whole_batch():
     whole, parts = language_model(dtype=torch.float64), language_model(dtype=torch.float64)
     x, y, sampled = tokens(0, cases=6), tokens(1, cases=6), tokens(2, cases=6)
@@ -499,6 +510,37 @@ def test_parameters_without_a_gradient_stay_where_they_are():
     before = parameters(model)
     optimizer.step()
     torch.testing.assert_close(parameters(model), before, rtol=0, atol=0)
+
+
+def test_a_block_with_only_some_of_its_gradients_is_refused_before_anything_moves():
+    model = language_model()
+    optimizer = KFAC(model, loss_scale=T)
+    train(model, optimizer, range(2))
+    before = parameters(model)
+    mean_loss(model, tokens(0), tokens(1)).backward()
+    model.softmax.bias.grad = None
+    with pytest.raises(ValueError, match=r"^softmax\.bias has no gradient and others of softmax have"):
+        optimizer.step()
+    torch.testing.assert_close(parameters(model), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["in a group", "by default"])
+def test_a_layer_unfrozen_after_the_optimiser_was_made_is_refused_by_name(given):
+    model = language_model()
+    model.embedding.requires_grad_(False)
+    optimizer = KFAC(model, loss_scale=T, params=model.parameters() if given else None)
+    train(model, optimizer, range(2))
+    model.embedding.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"^embedding\.weight was unfrozen after the optimiser was made"):
+        train(model, optimizer, [2])
+
+
+def test_a_layer_that_another_optimiser_trains_may_be_unfrozen():
+    model = language_model()
+    model.embedding.requires_grad_(False)
+    optimizer = KFAC(model, loss_scale=T, params=[p for p in model.parameters() if p.requires_grad])
+    model.embedding.requires_grad_(True)
+    train(model, optimizer, range(2))
 
 
 def test_frozen_layers_stay_where_they_are_and_are_not_in_the_table():
@@ -757,7 +799,7 @@ def test_parameters_in_place_of_a_model_are_refused():
         KFAC(nn.Linear(2, 3).parameters(), loss_scale=T)
 
 
-@pytest.mark.parametrize("name", ["damping", "kl_clip"])
+@pytest.mark.parametrize("name", ["damping", "kl_clip", "loss_scale"])
 @pytest.mark.parametrize("value", [0.0, -1e-3, math.nan, None])
 def test_a_setting_that_is_changed_later_is_checked_as_at_first(name, value):
     optimizer = KFAC(nn.Linear(2, 3), loss_scale=T)
@@ -777,6 +819,18 @@ def test_a_learning_rate_that_is_no_longer_one_is_refused_before_anything_moves(
     with pytest.raises(ValueError, match=r"^lr must be"):
         train(model, optimizer, [1])
     torch.testing.assert_close(parameters(model), before, rtol=0, atol=0)
+
+
+def test_the_loss_may_be_scaled_otherwise_later():
+    models = [language_model(), language_model()]
+    first, second = (KFAC(model, loss_scale=scale, kl_clip=1e9) for model, scale in zip(models, (T, 1), strict=True))
+    second.loss_scale = T
+    for model, optimizer in zip(models, (first, second), strict=True):
+        train(model, optimizer, range(2))
+    assert_same(*models)
+    third = KFAC(models[1], loss_scale=1)
+    third.load_state_dict(second.state_dict())
+    assert third.loss_scale == T
 
 
 def test_a_copy_is_refused_and_told_of_the_state():
