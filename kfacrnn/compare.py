@@ -155,6 +155,10 @@ def read(run: StoredRun, question: Question) -> tuple[Curve, tuple[float, ...]]:
     updates, seconds, values, shown = (columns[name] for name in ("update", "time_train_s", column, question.metric))
     kept = [index for index, value in enumerate(values) if not math.isnan(value)]
     if question.in_nats and kept:
+        if "task" not in run.meta:
+            raise UserError(
+                f"run {run.run_id}: meta.json lacks its task; delete {run.folder.path} to have it made again"
+            )
         check_conversion(run.meta["task"]["metric"], ((values[index], shown[index]) for index in kept))
     curve = Curve(
         updates=tuple(int(updates[index]) for index in kept),
@@ -198,9 +202,10 @@ def _timed(groups: Sequence[Group], question: Question, said: list[str]) -> set[
 
 
 def _line(group: Group, question: Question, timed: Collection[StoredRun]) -> Line:
-    """Seeds pair the runs of two lines, so a seed that comes twice in one is none."""
+    """Seeds pair the runs of two lines, so a seed that comes twice in one is none: such runs have numbers that no other
+    line has."""
     seeds = [run.values.get("seed", 0) for run in group.curves]
-    distinct = seeds if len(set(seeds)) == len(seeds) else range(-len(seeds), 0)
+    distinct = seeds if len(set(seeds)) == len(seeds) else [-1 - int(run.run_id, 16) for run in group.curves]
     runs = tuple(
         Run(seed, smoothed(of_run, question.last), group.paces[run] if run in timed else ())
         for seed, (run, of_run) in zip(distinct, group.curves.items(), strict=True)

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from kfacrnn.curves import Row
+from kfacrnn.curves import SEEDS_FOR_QUARTILES, Row
 from kfacrnn.experiment import Experiment
 from kfacrnn.picture import MARKERS, Axis
 from kfacrnn.store import write_atomic
@@ -184,8 +184,10 @@ def _columns(labels: Sequence[str]) -> int:
 def _notes(described: Experiment, rows: Sequence[Row]) -> Iterator[str]:
     """What a figure says on its face: what lines and bands are, methods that were not searched equally long, seconds
     that are not the runs'."""
-    if any(row.n > 1 for row in rows if row.panel == "updates"):
-        yield "medians and ranges of n seeds"
+    seeds = {row.n for row in rows if row.panel == "updates"}
+    if max(seeds, default=0) > 1:
+        bands = {"quartiles" if n >= SEEDS_FOR_QUARTILES else "ranges" for n in seeds if n > 1}
+        yield f"medians and {' or '.join(sorted(bands, reverse=True))} of n seeds"
     counts: dict[int, list[str]] = {}
     for row in rows:
         if row.panel == "trials":

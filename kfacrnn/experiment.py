@@ -42,7 +42,11 @@ class Method:
         yield from own_keys("tune_overrides", self.tune_overrides)
         for kind in ("grid", "cross", "search"):
             yield from own_keys(kind, getattr(self, kind))
-        yield from (f"grid.{key}: has no values" for key, values in self.grid.items() if not values)
+        for key, values in self.axes.items():
+            if not values:
+                yield f"{'grid' if self.grid else 'cross'}.{key}: has no values"
+            if len(set(values)) < len(values):
+                yield f"{'grid' if self.grid else 'cross'}.{key}={values}: has a value twice"
         for key, values in self.cross.items():
             if len(values) % 2 == 0:
                 yield f"cross.{key}: must have an odd number of values, for there to be a middle one"
@@ -100,11 +104,13 @@ class Tune:
 
 @dataclass
 class Select:
-    """The winner has the least mean of `metric` over the rows of the last `last` updates; with `early_stopping`, the
-    least value that `metric` ever had. The same is a run's final value in the table."""
+    """The winner has the least mean of `metric` over the rows of the last `last` updates, or of the last `sequences`
+    where batches are not all of one size; with `early_stopping`, the least value that `metric` ever had. The same is a
+    run's final value in the table."""
 
     metric: str = "train/nats"
     last: int = 50
+    sequences: int | None = None
     early_stopping: bool = False
 
     def check(self) -> Iterator[str]:
@@ -112,14 +118,24 @@ class Select:
             yield f"metric={self.metric}: must be train/nats or valid/nats"
         if self.last < 1:
             yield f"last={self.last}: must be at least 1 (updates)"
+        if self.sequences is not None and self.sequences < 1:
+            yield f"sequences={self.sequences}: must be at least 1"
+
+    def updates(self, batch_size: int) -> int:
+        """Over which the mean goes."""
+        return self.last if self.sequences is None else max(1, round(self.sequences / batch_size))
 
     @property
     def value(self) -> str:
-        return "the least so far" if self.early_stopping else f"the mean over its last {self.last} updates"
+        return "the least so far" if self.early_stopping else f"the mean over its last {self._window}"
 
     def __str__(self) -> str:
-        how = "at any update" if self.early_stopping else f"mean over the last {self.last} updates"
+        how = "at any update" if self.early_stopping else f"mean over the last {self._window}"
         return f"least {self.metric}, {how}"
+
+    @property
+    def _window(self) -> str:
+        return f"{self.last} updates" if self.sequences is None else f"{self.sequences:,} sequences"
 
 
 @dataclass
@@ -253,7 +269,7 @@ class Experiment:
     def judgement(self) -> Select:
         """What trials are chosen by."""
         last = self.tune.last if self.tune is not None else None
-        return self.select if last is None else replace(self.select, last=last)
+        return self.select if last is None else replace(self.select, last=last, sequences=None)
 
     def extra_trials(self, line: str) -> int:
         """How many points are to be added to the line's grid or cross once it has a winner."""

@@ -51,7 +51,8 @@ class PlannedRun:
         """What selection compares (nats): lower is better, infinite for a diverged run or one without the metric."""
         if self.folder.status()["state"] == "diverged":
             return math.inf
-        first = 0 if select.early_stopping else self.run.budget.updates - select.last
+        updates = self.run.budget.updates
+        first = 0 if select.early_stopping else updates - select.updates(self.run.task.batch_size)
         nats = [float(row[select.metric]) for row in self.rows() if int(row["update"]) > first and row[select.metric]]
         if not nats:
             return math.inf
@@ -72,6 +73,7 @@ class Plan:
         self.experiment = experiment
         self.store = Store(results)
         self.lines = [name for name, line in experiment.lines.items() if not only or line.method in only]
+        self._refuse_searched_keys(overrides)
         self._overrides = tuple(overrides)
         self._composed: dict[tuple[str, ...], config.Run] = {}
         self._scores: dict[str, float] = {}  # by run_id; reading whole curves at every turn of a sweep takes seconds
@@ -88,6 +90,14 @@ class Plan:
                 raise UserError(f"{where}: {error}") from error
         run = dataclasses.replace(self._composed[seedless], seed=point.seed)
         return PlannedRun(point, overrides, run, self.store.folder(run))
+
+    def _refuse_searched_keys(self, overrides: Sequence[str]) -> None:
+        """All trials along an axis would be one run, and whatever is said of them untrue."""
+        for line in self.lines:
+            method = self.experiment.method(line)
+            for entry in overrides:
+                if entry.split("=", 1)[0].lstrip("+~") in {**method.axes, **method.search}:
+                    raise UserError(f"overrides: {entry}: is what {self.experiment.name} searches for {line}")
 
     def validate(self) -> None:
         """Composes the confirmation of every choice of every grid. Raises `UserError` for the first bad one."""

@@ -89,10 +89,12 @@ def machine(hardware: dict[str, Any]) -> str:
 
 def undisturbed(meta: dict[str, Any]) -> bool:
     """Whether the run of that meta.json had the machine to itself, so that its seconds mean something: no run beside it
-    from the same launcher, and no other process that took its share."""
+    from the same launcher, and no other process that took its share, as far as the kernel says. A session that was
+    killed says nothing, and is not taken to have been alone."""
     sessions = meta.get("sessions", [])
     return bool(sessions) and all(
-        session.get("jobs") == 1 and (session.get("others_cores") or 0.0) <= SHARED for session in sessions
+        session.get("jobs") == 1 and "others_cores" in session and (session["others_cores"] or 0.0) <= SHARED
+        for session in sessions
     )
 
 

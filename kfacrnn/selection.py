@@ -55,6 +55,8 @@ class StoredRun:
         except OSError:
             return {name: [] for name in names}
         header = first.split(",")
+        if not set(names) <= set(header):
+            return {name: [] for name in names}
         last = max((header.index(name) for name in names), default=0) + 1  # there is no need to split further
         rows = [line.split(",", last) for line in lines[:-1] if line.count(",") == len(header) - 1]
         columns = {}

@@ -231,9 +231,10 @@ def _ratio(line: Line, best: Line, axis: str, goal: Goal) -> Ratio | None:
 def interval(line: Line, best: Line, axis: str, goal: Goal = Goal()) -> tuple[float, float] | None:
     """Percentile bootstrap over seeds of the ratio of median arrivals, the target being taken anew from every draw.
 
-    Seeds that both lines have run are drawn together, since an equal seed means equal weights and batches; lines with
-    different seeds are drawn independently. Draws in which most runs of the baseline diverged have no target, and those
-    in which it does not reach a named one have no ratio: neither counts. None with fewer than two seeds on either side.
+    Seeds that both lines have run are drawn together, since an equal seed means equal weights, and equal batches where
+    they are of one size; lines with different seeds are drawn independently. Draws in which most runs of the baseline
+    diverged have no target, and those in which it does not reach a named one have no ratio: neither counts. None with
+    fewer than two seeds on either side.
     """
     import numpy as np
 

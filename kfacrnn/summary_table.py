@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from kfacrnn import tables
 from kfacrnn.benched import Cost
-from kfacrnn.curves import Curve
+from kfacrnn.curves import SEEDS_FOR_QUARTILES, Curve
 from kfacrnn.experiment import Experiment, Select, Target
 from kfacrnn.plan import PlannedRun
 from kfacrnn.summary import LEVEL, Entry, Line, Run, lowest, smoothed, summarise
@@ -54,7 +54,8 @@ def of_runs(
 def _run(planned: PlannedRun, curve: Curve, select: Select, timed: Collection[PlannedRun]) -> Run:
     points = [(0, 0.0), *((int(row["update"]), float(row["time_train_s"])) for row in planned.folder.rows())]
     paces = ((now - before) / (update - since) for (since, before), (update, now) in itertools.pairwise(points))
-    judged = lowest(curve) if select.early_stopping else smoothed(curve, select.last)
+    last = select.updates(planned.run.task.batch_size)
+    judged = lowest(curve) if select.early_stopping else smoothed(curve, last)
     return Run(planned.point.seed, judged, tuple(paces) if planned in timed else ())
 
 
@@ -147,18 +148,31 @@ def _notes(described: Experiment, entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _notes_on_target(described: Experiment, baselines: Sequence[str], entries: Sequence[Entry]) -> Iterator[str]:
+    with_runs = {entry.line.method for entry in entries if entry.line.runs}
     labels = [described.methods[method].label or method for method in baselines]
+    compared = [described.methods[method].label or method for method in baselines if method in with_runs]
     targets = [entry for entry in entries if entry.line.name == entry.baseline]
     if not targets:
         yield f"No target: no runs yet of {' or '.join(labels)}, or most of them diverged."
         return
     for best in targets:
-        yield f"Target: {_target(best, labels)}."
+        yield f"Target: {_target(best, compared)}."
+    missing = [label for label in labels if label not in compared]
+    if missing:
+        yield f"There are no runs yet of {', '.join(missing)}."
     yield (
         f"A run reaches it at the first log point where {described.select.value} is no higher; a diverged run never "
         "does. ∞: half of the runs or more did not reach it. "
-        f"Ratios are to the best baseline, with a {LEVEL:.0%} bootstrap interval over seeds."
+        f"Ratios are to the best baseline, with a {LEVEL:.0%} bootstrap interval over seeds{_caution(entries)}."
     )
+
+
+def _caution(entries: Sequence[Entry]) -> str:
+    """The interval of a median of n is at most from the least to the greatest, which is 1 − 2^(1−n)."""
+    few = min((len(entry.line.runs) for entry in entries if entry.line.runs), default=0)
+    if few < 2 or few >= SEEDS_FOR_QUARTILES:
+        return ""
+    return f", which with {few} seeds covers at most {1 - 0.5 ** (few - 1):.0%}: read it as a range"
 
 
 def _target(best: Entry, baselines: Sequence[str]) -> str:

@@ -47,7 +47,13 @@ def store(
     folder = planned.folder
     folder.path.mkdir(parents=True)
     (folder.path / "config.yaml").write_text(OmegaConf.to_yaml(dataclasses.asdict(planned.run)))
-    session = {"commit": "c0ffee", "dirty": False, "hardware": {"cpu": cpu, "cores": 2}, "jobs": jobs}
+    session = {
+        "commit": "c0ffee",
+        "dirty": False,
+        "hardware": {"cpu": cpu, "cores": 2},
+        "jobs": jobs,
+        "others_cores": 0.0,
+    }
     task = task or {"unit": "sequence", "metric": "nats per sequence", "chance": 1.386}
     write_json(folder.path / "meta.json", {"run_id": folder.run_id, "task": task, "sessions": [session]})
     for index, value in enumerate(nats):

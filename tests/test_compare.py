@@ -45,6 +45,29 @@ def test_values_targets_and_ratios_are_those_computed_by_hand(store: Path, capsy
     assert said[0] == "results: 4 runs, 4 match, 4 used"
 
 
+def test_runs_that_share_a_seed_are_drawn_independently_of_another_line_s(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for optimizer in (SGD, ADAM):
+        for arrives, lr in enumerate((0.1, 0.2, 0.3), start=1):
+            curve = [2.0] * arrives + [1.0] * (4 - arrives)
+            stored(tmp_path, curve, optimizer, f"optimizer.lr={lr}", "seed=1", "tracker.group=tiny")
+    (adam, _), _ = rows(tmp_path, "--baseline", "sgd", "--target", "1", capsys=capsys)
+    assert [float(adam[f"updates_ratio{part}"]) for part in ("", "_low", "_high")] == [1.0, 0.5, 2.0]
+
+
+def test_a_run_that_lost_its_task_or_its_rows_is_one_line(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = sorted(store.glob("runs/*/sgd/*"))
+    (first / "metrics.csv").write_text("")
+    status = json.loads((first / "status.json").read_text())
+    (first / "status.json").write_text(json.dumps(status | {"state": "diverged"}))
+    _, said = rows(store, capsys=capsys)
+    assert not any("Traceback" in line for line in said)
+    (second / "meta.json").unlink()
+    assert cli.main(["compare", "--results", str(store)]) == 2
+    assert f"run {second.name}: meta.json lacks its task; delete " in capsys.readouterr().err
+
+
 def test_a_named_target_needs_no_baseline_and_may_be_missed(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (adam, sgd), _ = rows(store, "--target", "1", capsys=capsys)
     assert (adam["updates_to_target"], adam["updates_ratio"], adam["reached"]) == ("2.0", "", "2")

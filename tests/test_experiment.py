@@ -95,6 +95,8 @@ def test_values_are_written_so_that_hydra_reads_them_back(value: object, text: s
         ("seeds: [1, 2]", "seeds: [1, one]", "seeds[1]: Value 'one'"),
         ("seeds: [1, 2]", "seeds: [1, 1]", "seeds=[1, 1]: must be one or more different seeds"),
         ("[1e-3, 1]", "[]", "methods.SGD.grid.optimizer.lr: has no values"),
+        ("[1e-3, 1]", "[1, 1.0]", "methods.SGD.grid.optimizer.lr=[1, 1.0]: has a value twice"),
+        ("methods:", "select: {sequences: 0}\nmethods:", "select.sequences=0: must be at least 1"),
         ("[1e-3, 1]", "7", "methods.SGD.grid.optimizer.lr"),
         ("description: two methods\n", "", "description has no value"),
         ("optimizer: sgd, ", "", "methods.SGD.optimizer has no value"),

@@ -141,6 +141,41 @@ def test_the_legend_counts_runs_and_divergences(tmp_path: Path, monkeypatch: pyt
     assert labels == ["medians and ranges of n seeds", "Steepest (n = 2, 1 diverged)", "Adam (n = 1)"]
 
 
+def test_from_five_seeds_on_bands_are_quartiles_and_the_legend_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = legend_of(monkeypatch)
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS, seeds="[1, 2, 3, 4, 5]")
+    for run in confirmation(path, tmp_path, "SGD"):
+        store(run, [1.0, 1.0])
+    drawn(path, tmp_path)
+    assert labels[0] == "medians and quartiles of n seeds"
+    for run in confirmation(path, tmp_path, "Adam")[:2]:
+        store(run, [1.0, 1.0])
+    labels.clear()
+    drawn(path, tmp_path)
+    assert labels[0] == "medians and ranges or quartiles of n seeds"
+
+
+def test_a_cell_that_is_no_number_is_one_line(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS)
+    store(confirmation(path, tmp_path, "SGD")[0], [2.0, 1.0])
+    drawn(path, tmp_path)
+    file = tmp_path / "figures" / "tiny.csv"
+    file.write_text(file.read_text().replace("2.0", "abc"))
+    with pytest.raises(UserError, match=r"tiny\.csv, line 2: .*abc"):
+        figures.figure(path, results=str(tmp_path), source="csv", out=str(file.parent))
+
+
+def test_a_run_without_its_task_is_one_line(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS)
+    (run,) = confirmation(path, tmp_path, "SGD")
+    store(run, [2.0, 1.0])
+    (run.folder.path / "meta.json").unlink()
+    with pytest.raises(UserError, match=f"^run {run.run.run_id}: meta.json lacks its task; delete "):
+        drawn(path, tmp_path)
+
+
 def test_runs_that_shared_the_machine_are_kept_out_of_the_panel_of_seconds(tmp_path: Path) -> None:
     path = write_experiment(tmp_path / "tiny.yaml", METHODS, seeds="[1, 2]")
     first, second = confirmation(path, tmp_path, "SGD")

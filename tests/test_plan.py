@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kfacrnn import experiment, standing
+from kfacrnn.errors import UserError
 from kfacrnn.plan import Plan, PlannedRun
 from tests.synthetic import store, write_experiment
 
@@ -46,6 +47,25 @@ def test_a_grid_grows_one_trial_at_a_time_beside_the_best_so_far(tmp_path: Path)
     assert winner.point.choice == {LR: 31.6}
     assert [run.point.choice for run in plan.confirmation("SGD")] == [{LR: 31.6}]
     assert plan.edges("SGD") == []
+
+
+def test_means_may_go_over_equally_much_text_whatever_the_size_of_batches(tmp_path: Path) -> None:
+    methods = "{small: {optimizer: sgd, overrides: [task.batch_size=1]}, large: {optimizer: sgd}}"  # of 1 and 2
+    path = write_experiment(tmp_path / "text.yaml", methods, select="{sequences: 4}")
+    plan = Plan(experiment.load(path), str(tmp_path))
+    scores = []
+    for line in plan.lines:
+        (run,) = plan.confirmation(line)
+        store(run, [8.0, 4.0, 2.0, 1.0])
+        scores.append(run.score(plan.experiment.select))
+    assert scores == [(8 + 4 + 2 + 1) / 4, (2 + 1) / 2]
+
+
+@pytest.mark.parametrize("key", [LR, f"+{LR}"])
+def test_what_is_searched_cannot_be_overridden(tmp_path: Path, key: str) -> None:
+    path = write_experiment(tmp_path / "grown.yaml", GRID, tune="{seed: 0}")
+    with pytest.raises(UserError, match=r"^overrides: .*optimizer\.lr=1: is what grown searches for SGD$"):
+        Plan(experiment.load(path), str(tmp_path), [f"{key}=1"])
 
 
 def test_the_curves_of_finished_trials_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

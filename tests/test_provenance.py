@@ -52,7 +52,7 @@ def test_processors_of_one_name_are_told_apart_by_their_vector_instructions(monk
 @pytest.mark.parametrize(
     ("sessions", "alone"),
     [
-        ([{"jobs": 1}], True),
+        ([{"jobs": 1}], False),  # killed, or of a version that did not look
         ([{"jobs": 1, "others_cores": 0.2}], True),
         ([{"jobs": 1, "others_cores": None}], True),
         ([{"jobs": 2}], False),

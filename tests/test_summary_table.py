@@ -54,6 +54,16 @@ def test_the_files_say_the_same_with_all_digits_for_machines_and_few_for_people(
     assert "the mean over its last 2 updates" in latex
 
 
+def test_the_notes_say_how_little_a_few_seeds_tell_and_which_baselines_are_missing(tmp_path: Path) -> None:
+    methods = "{SGD: {optimizer: sgd}, Adam: {optimizer: adam}, RMSProp: {optimizer: rmsprop}}"
+    path = write_experiment(tmp_path / "tiny.yaml", methods, **(MORE | {"target": "{baselines: [SGD, Adam, RMSProp]}"}))
+    store_both(path, tmp_path)
+    notes = (drawn(path, tmp_path) / "tiny.table.md").read_text()
+    assert "final value of Adam, the best of SGD, Adam (of two" in notes
+    assert "There are no runs yet of RMSProp." in notes
+    assert "interval over seeds, which with 2 seeds covers at most 50%: read it as a range." in notes
+
+
 def test_drawing_from_the_csv_leaves_table_and_provenance_alone(tmp_path: Path) -> None:
     path = write_experiment(tmp_path / "tiny.yaml", METHODS, **MORE)
     store_both(path, tmp_path)
