@@ -67,7 +67,8 @@ on 5 or 6 of 6 seeds. In the stored runs (8 and 5 seeds; there indep has setting
 100 updates: they are at 25.5 to 30.5 nats, indep at 28.6 and 28.7. At 300 nearly all have solved the task: every median
 is below 1 nat. On characters (3 seeds, equal settings) the medians of options 1 and 2 are within 2 % of indep's at all
 updates below. That fits the distances, which are of much smaller models, of 3 seeds and of one way of training: it is
-no proof. (The six seeds at equal settings were trained before K-FAC renewed its curvature more often at first.)
+no proof. (The six seeds at equal settings were trained before K-FAC renewed its curvature more often at first, and with
+the settings of that time.)
 """
 LAGS = """\
 Of the second moments of a and of g: ‖M_d‖/‖M_0‖; how far those of single steps are from their mean (homogeneity);

@@ -1,7 +1,8 @@
 """The first updates of K-FAC on repeated copy with every approximation at equal settings.
 
-The stored runs differ in more than the approximation: indep and options 1 and 2 are shipped with the settings that are
-best for each. Here all have those of one or of the other, on the DNC and the batches of the task as it stands.
+The stored runs differ in more than the approximation: indep and options 1 and 2 have settings of their own. Here all have
+the one kind or the other, as they were when this study was made (those shipped now have more momentum and fewer
+statistics), on the DNC and the batches of the task as it stands.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from kfacrnn import KFAC
 from kfacrnn.tasks import repeat_copy
 
 APPROXIMATIONS = ("indep", "option1", "option2")
-SETTINGS = {  # configs/tuned/repeat_copy
+SETTINGS = {
     "of options 1 and 2": {"lr": 0.04, "kl_clip": 0.05, "damping": 1e-5, "rate": 0.9975},
     "of indep": {"lr": 0.06, "kl_clip": 0.1, "damping": 3e-5, "rate": 0.995},
 }
