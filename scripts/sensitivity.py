@@ -4,9 +4,9 @@
     kfacrnn sweep sensitivity_dnc && python scripts/sensitivity.py dnc
     kfacrnn sweep sensitivity_char && python scripts/sensitivity.py char
 
-draws results/figures/sensitivity_{dnc,char}.{png,svg}, one map for each method and one scale of colours for all, and
-prints for each how much of its grid is good: the share of points that end within a tenth of the way from the best loss
-of all to chance. Every point is one run, with the seed of the search; a run that diverged is a cross.
+draws results/figures/sensitivity_maps_{dnc,char}.{png,svg}, one map for each method and one scale of colours for all,
+and prints for each how much of its grid is good: the share of points that end within a tenth of the way from the best
+loss of all to chance. Every point is one run, with the seed of the search; a run that diverged is a cross.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def main() -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(table(study))
-    print(*write_files(draw(study), results / "figures" / name), sep="\n")
+    print(*write_files(draw(study), results / "figures" / f"sensitivity_maps_{args.study}"), sep="\n")
     return 0
 
 

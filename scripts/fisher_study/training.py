@@ -1,7 +1,7 @@
 """The first updates of K-FAC on repeated copy with every approximation at equal settings.
 
-The stored runs differ in more than the approximation: indep and options 1 and 2 have settings of their own. Here all have
-the one kind or the other, as they were when this study was made (those shipped now have more momentum and fewer
+The stored runs differ in more than the approximation: indep and options 1 and 2 have settings of their own. Here all
+have the one kind or the other, as they were when this study was made (those shipped now have more momentum and fewer
 statistics), on the DNC and the batches of the task as it stands.
 """
 
