@@ -21,7 +21,7 @@ EXTRAS = {
 }
 
 # How often torch's threads (GNU OpenMP) look for each other before they sleep. The default, some milliseconds of it,
-# costs nothing on cores of one's own, and makes small models ten times slower where other programs use them, too.
+# costs nothing on cores of one's own, and made a small model nearly ten times slower where other programs used them.
 SPINS = "1000"
 
 FIGURE_SOURCES = "results (default), csv, a folder with a store, offline:DIR or wandb:ENTITY/PROJECT"

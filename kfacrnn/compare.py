@@ -155,11 +155,7 @@ def read(run: StoredRun, question: Question) -> tuple[Curve, tuple[float, ...]]:
     updates, seconds, values, shown = (columns[name] for name in ("update", "time_train_s", column, question.metric))
     kept = [index for index, value in enumerate(values) if not math.isnan(value)]
     if question.in_nats and kept:
-        if "task" not in run.meta:
-            raise UserError(
-                f"run {run.run_id}: meta.json lacks its task; delete {run.folder.path} to have it made again"
-            )
-        check_conversion(run.meta["task"]["metric"], ((values[index], shown[index]) for index in kept))
+        check_conversion(run.folder.task()["metric"], ((values[index], shown[index]) for index in kept))
     curve = Curve(
         updates=tuple(int(updates[index]) for index in kept),
         seconds=tuple(seconds[index] for index in kept),

@@ -42,11 +42,12 @@ class Method:
         yield from own_keys("tune_overrides", self.tune_overrides)
         for kind in ("grid", "cross", "search"):
             yield from own_keys(kind, getattr(self, kind))
+        axes = "grid" if self.grid else "cross"
         for key, values in self.axes.items():
             if not values:
-                yield f"{'grid' if self.grid else 'cross'}.{key}: has no values"
+                yield f"{axes}.{key}: has no values"
             if len(set(values)) < len(values):
-                yield f"{'grid' if self.grid else 'cross'}.{key}={values}: has a value twice"
+                yield f"{axes}.{key}={values}: has a value twice"
         for key, values in self.cross.items():
             if len(values) % 2 == 0:
                 yield f"cross.{key}: must have an odd number of values, for there to be a middle one"

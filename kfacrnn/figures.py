@@ -87,7 +87,7 @@ def collect(
         if len(finished) < expected:
             print(f"{line}: {len(finished)} of {expected} runs are finished", file=sys.stderr)
     runs = [planned for finished in lines.values() for planned in finished]
-    task = _task(runs)
+    task = runs[0].folder.task()
     _check_chance(described, task)
     timed = {planned for planned in runs if undisturbed(planned.folder.meta())}
     costs: dict[str, Cost | None] = {}
@@ -115,14 +115,6 @@ def collect(
     shown = summary_table.of_runs(described, every, timed, costs, convert)
     about = {"title": picture.title, "claim": described.claim, "table": summary_table.stored(shown)}
     return rows, shown, _provenance(plan, lines, task, costs, source) | about
-
-
-def _task(runs: Sequence[PlannedRun]) -> dict[str, Any]:
-    for planned in runs:
-        if "task" not in planned.folder.meta():
-            what = f"meta.json lacks its task; delete {planned.folder.path} to have it made again"
-            raise UserError(f"run {planned.run.run_id}: {what}")
-    return runs[0].folder.meta()["task"]
 
 
 def _cost(plan: Plan, line: str, finished: Sequence[PlannedRun], benches: Path) -> Cost | None:

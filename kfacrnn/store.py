@@ -229,6 +229,13 @@ class RunFolder:
             *_, found = [None, *(line[:-1].split(",") for _, line in self._lines())]
         return None if found is None else dict(zip(COLUMNS, found, strict=True))
 
+    def task(self) -> dict[str, Any]:
+        """What meta.json says of the task. Raises `UserError` where it says nothing."""
+        meta = self.meta()
+        if "task" not in meta:
+            raise UserError(f"run {self.run_id}: meta.json lacks its task; delete {self.path} to have it made again")
+        return meta["task"]
+
     def is_cut(self) -> bool:
         """Whether a run that is done lacks its last row: somebody has cut or deleted metrics.csv since."""
         status = self.status()

@@ -149,15 +149,15 @@ def _notes(described: Experiment, entries: Sequence[Entry]) -> Iterator[str]:
 
 def _notes_on_target(described: Experiment, baselines: Sequence[str], entries: Sequence[Entry]) -> Iterator[str]:
     with_runs = {entry.line.method for entry in entries if entry.line.runs}
-    labels = [described.methods[method].label or method for method in baselines]
-    compared = [described.methods[method].label or method for method in baselines if method in with_runs]
+    labels = {method: described.methods[method].label or method for method in baselines}
+    compared = [label for method, label in labels.items() if method in with_runs]
+    missing = [label for method, label in labels.items() if method not in with_runs]
     targets = [entry for entry in entries if entry.line.name == entry.baseline]
     if not targets:
-        yield f"No target: no runs yet of {' or '.join(labels)}, or most of them diverged."
+        yield f"No target: no runs yet of {' or '.join(labels.values())}, or most of them diverged."
         return
     for best in targets:
         yield f"Target: {_target(best, compared)}."
-    missing = [label for label in labels if label not in compared]
     if missing:
         yield f"There are no runs yet of {', '.join(missing)}."
     yield (

@@ -64,7 +64,7 @@ def read(name: str, results: Path) -> Study:
         if not runs or row is None:
             missing[line] = f"kfacrnn bench experiment {name}" if runs else f"kfacrnn sweep {name} --only '{line}'"
             continue
-        convert = conversion(runs[0].folder.meta()["task"]["metric"])
+        convert = conversion(runs[0].folder.task()["metric"])
         finals = sorted(convert(run.score(described.select)) for run in runs)
         settings.append(Setting(line, row["ratio_to_sgd"], row["low"], row["high"], finals))
     settings.sort(key=lambda setting: setting.cost)

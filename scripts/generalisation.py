@@ -44,7 +44,7 @@ def result(run: PlannedRun, results: str, root: str | None) -> Result:
     if known.get("update") != update or "test/metric" not in known:
         print(evaluate(run.run.run_id, results=results, root=root))
         known = run.folder.read_json(EVALUATION)["best"]
-    convert = conversion(run.folder.meta()["task"]["metric"])
+    convert = conversion(run.folder.task()["metric"])
     valid = next(float(row["valid/nats"]) for row in run.rows() if int(row["update"]) == update)
     return Result(update, convert(valid), known["test/metric"])
 

@@ -69,7 +69,7 @@ def read(name: str, results: Path, overrides: list[str]) -> Study:
             )
         if len(grid) != 2:
             raise UserError(f"{name}, {line}: must have a grid of two settings, got {', '.join(grid) or 'none'}")
-        task = trials[0].folder.meta()["task"]
+        task = trials[0].folder.task()
         convert, chance = conversion(task["metric"]), task["chance"]
         finals = [convert(trial.score(described.select)) for trial in trials]
         (first, rows), (second, columns) = grid.items()
