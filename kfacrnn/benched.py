@@ -9,7 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kfacrnn import config
+from kfacrnn import config, settings
 from kfacrnn.config import Run
 
 if TYPE_CHECKING:
@@ -62,8 +62,10 @@ class Cost:
 def cost(run: Run, results: Path, experiment: str, line: str) -> Cost | None:
     """What was measured of a run of an experiment's line, on a machine that did nothing else: of that very line by
     `kfacrnn bench experiment`, or else of its optimiser by `kfacrnn bench step-cost`, if the run's task has its default
-    sizes. Precision and number of threads are the run's. None where nothing was measured."""
+    sizes. Precision, number of threads and whatever an update's cost depends on are the run's. None where nothing was
+    measured."""
     measured = {"task": run.task.name, "optimizer": run.optimizer.name, "dtype": run.precision, "threads": run.threads}
+    measured["settings"] = settings.costly(run.optimizer)
     found = _find(file(results, f"experiment-{experiment}", run), measured | {"line": line})
     if found is None and run.task == _default_task(run.task.name):
         found = _find(file(results, f"step-cost-{run.task.name}", run), measured)
@@ -78,7 +80,7 @@ def file(results: Path, name: str, run: Run) -> Path:
 
 
 def _find(path: Path, measured: dict[str, Any]) -> Cost | None:
-    """The cost in the row of a quiet benchmark, at shipped settings, that has these values."""
+    """The cost in the row of a quiet benchmark, without overrides, that has these values."""
     bench = _read(path)
     if not bench or bench["machine"]["busy"] or bench["overrides"]:
         return None
@@ -92,10 +94,12 @@ def _find(path: Path, measured: dict[str, Any]) -> Cost | None:
 
 
 def nearest(results: Path, name: str, run: Run) -> dict[str, Any] | None:
-    """What was measured by as many threads as a run's, or else by others, without overrides."""
+    """What was measured without overrides, on a quiet machine if there is such, by as many threads as a run's or else
+    by others."""
     own = file(results, name, run)
     others = sorted(own.parent.glob(f"{name}-{run.precision}-*.json"))
-    return next((found for found in map(_read, [own, *others]) if found and not found["overrides"]), None)
+    found = [bench for bench in map(_read, [own, *others]) if bench and not bench["overrides"]]
+    return min(found, key=lambda bench: bench["machine"]["busy"], default=None)
 
 
 def estimate(run: Run, results: Path) -> float | None:

@@ -20,12 +20,15 @@ def setting(
     choices: Sequence[Any] | None = None,
     scientific: bool = True,
     later: bool = False,
+    costly: bool = False,
 ) -> Any:
     """A dataclass field without a default, with its meaning and its range. `None` in an optional field passes. What is
     not `scientific` changes no curve, only how it is computed, and is no part of a run's identity; nor is what came
-    `later` than the first runs while it is `None`, so that those keep theirs."""
+    `later` than the first runs while it is `None`, so that those keep theirs. What an update takes depends on what is
+    `costly`."""
     limits = {"above": above, "at_least": at_least, "below": below, "at_most": at_most, "choices": choices}
-    return dataclasses.field(metadata={"doc": doc, "scientific": scientific, "later": later, **limits})
+    about = {"doc": doc, "scientific": scientific, "later": later, "costly": costly}
+    return dataclasses.field(metadata={**about, **limits})
 
 
 def scientific(config: Any) -> dict[str, Any]:
@@ -37,6 +40,12 @@ def scientific(config: Any) -> dict[str, Any]:
         or (field.metadata.get("later") and getattr(config, field.name) is None)
     ]
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in silent}
+
+
+def costly(config: Any) -> dict[str, Any]:
+    """The settings of an optimiser that decide how long an update takes."""
+    fields = dataclasses.fields(config)
+    return {field.name: getattr(config, field.name) for field in fields if field.metadata.get("costly")}
 
 
 def problems(config: Any, prefix: str = "") -> Iterator[str]:

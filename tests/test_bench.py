@@ -255,6 +255,8 @@ def test_step_cost_writes_a_row_for_every_optimizer_and_prints_a_table(
         assert row["peak_rss_mb"] > row["parameter_mb"] > 0
     assert (sgd["ratio_to_sgd"], sgd["split"]["statistics"]) == (1, 0)
     assert set(kfac["kinds"]) == {"plain", "statistics", "refresh", "statistics+refresh"}
+    assert sgd["settings"] == {}
+    assert {"statistics_every": 2, "refresh_every": 3}.items() <= kfac["settings"].items()
     assert kfac["state_mb"] > sgd["state_mb"]
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("kfac_option1", "/ sgd", "statistics", "peak MB", str(path)))

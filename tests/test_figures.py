@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kfacrnn import experiment, figures
+from kfacrnn import config, experiment, figures
 from kfacrnn.curves import Curve, over_seconds, over_updates, quantile
 from kfacrnn.drawing import COLOURS, colour
 from kfacrnn.errors import UserError
@@ -334,7 +335,8 @@ def bench(
     **more: object,
 ) -> None:
     """Half a second for an update of Adam, unless `more` says something else."""
-    row = {"task": "repeat_copy", "optimizer": "adam", "dtype": "fp32", "threads": 1, "ms_mean_cycle": 500.0, **more}
+    row = {"task": "repeat_copy", "optimizer": "adam", "dtype": "fp32", "threads": 1, "settings": {}, **more}
+    row.setdefault("ms_mean_cycle", 500.0)
     row |= {"kinds": {"plain": {"frequency": 1.0, "ms_median": row["ms_mean_cycle"]}}}
     rows = [{**row, "ms_p95": 700.0}, {**row, "threads": 2, "ms_mean_cycle": 1.0, "ms_p95": 1.0}]
     about = {"machine": {"busy": busy}, "overrides": overrides or [], "commit": "c0ffee", "command": "kfacrnn bench"}
@@ -380,6 +382,22 @@ def test_a_benchmark_of_the_experiment_knows_each_of_its_lines(tmp_path: Path) -
     assert column(drawn(path, tmp_path), "benched", "Adam", "x") == []
     bench(tmp_path, "experiment-tiny-fp32-threads=1", line="Adam", ms_mean_cycle=250.0)
     assert column(drawn(path, tmp_path), "benched", "Adam", "x") == [2.5, 5.0]
+
+
+def test_benched_seconds_are_for_the_settings_that_were_benched(tmp_path: Path) -> None:
+    methods = "{K-FAC: {optimizer: kfac_option1, overrides: [optimizer.statistics_every=1, optimizer.lr=1]}}"
+    path = write_experiment(tmp_path / "tiny.yaml", methods, figure=BENCHED)
+    Path(path).write_text(Path(path).read_text().replace(f"[{', '.join(TINY)}]", "[task=repeat_copy, threads=1]"))
+    (run,) = confirmation(path, tmp_path, "K-FAC")
+    store(run, [2.0, 1.0], every=10, jobs=2)
+    shipped = dataclasses.asdict(config.compose(["task=repeat_copy", "optimizer=kfac_option1"]).optimizer)
+    costly = ("statistics_every", "statistics_fraction", "refresh_every", "refresh_delay", "max_dense")
+    costly += ("decompositions", "products", "lag_tolerance", "quadratic_fraction", "adapt_damping_every")
+    settings = {name: shipped[name] for name in costly}
+    bench(tmp_path, optimizer="kfac_option1", settings=settings)
+    assert column(drawn(path, tmp_path), "benched", "K-FAC", "x") == []
+    bench(tmp_path, optimizer="kfac_option1", settings=settings | {"statistics_every": 1})
+    assert column(drawn(path, tmp_path), "benched", "K-FAC", "x") == [5.0, 10.0]
 
 
 def test_all_lines_have_seconds_by_the_same_clock(tmp_path: Path) -> None:

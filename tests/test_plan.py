@@ -128,6 +128,12 @@ def test_unequal_numbers_of_trials_are_said_and_methods_as_shipped_do_not_count(
     assert plan.unequal_trials() == {}
 
 
+def bench(results: Path, rows: list[dict[str, object]], threads: int, *, busy: bool = False) -> None:
+    path = results / "bench" / f"step-cost-repeat_copy-fp32-threads={threads}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"threads": threads, "overrides": [], "machine": {"busy": busy}, "rows": rows}))
+
+
 @pytest.mark.parametrize(
     ("batch", "threads", "seconds"), [(16, 1, 6000 * 0.25), (32, 1, 6000 * 0.5), (16, 2, 6000 * 0.5)]
 )
@@ -135,9 +141,18 @@ def test_an_estimate_of_runs_that_nothing_is_known_of_comes_from_the_benchmark(
     tmp_path: Path, batch: int, threads: int, seconds: float
 ) -> None:
     row = {"task": "repeat_copy", "optimizer": "sgd", "dtype": "fp32", "threads": threads, "ms_mean_cycle": 250.0}
-    (tmp_path / "bench").mkdir()
-    bench = tmp_path / "bench" / f"step-cost-repeat_copy-fp32-threads={threads}.json"
-    bench.write_text(json.dumps({"threads": threads, "overrides": [], "rows": [row]}))
+    bench(tmp_path, [row], threads)
     common = ["task.hidden=64", f"task.batch_size={batch}", "budget.updates=6000"]
     path = write_experiment(tmp_path / "long.yaml", "{Adam: {optimizer: adam}}", common=common)
     assert Plan(experiment.load(path), str(tmp_path)).seconds_left() == pytest.approx(seconds)  # runs with one thread
+
+
+def test_an_estimate_prefers_a_quiet_benchmark(tmp_path: Path) -> None:
+    row = {"task": "repeat_copy", "optimizer": "adam", "dtype": "fp32"}
+    bench(tmp_path, [row | {"ms_mean_cycle": 900.0}], threads=1, busy=True)
+    common = ["task.hidden=64", "task.batch_size=16", "budget.updates=100"]
+    path = write_experiment(tmp_path / "long.yaml", "{Adam: {optimizer: adam}}", common=common)
+    plan = Plan(experiment.load(path), str(tmp_path))
+    assert plan.seconds_left() == pytest.approx(100 * 0.9)
+    bench(tmp_path, [row | {"ms_mean_cycle": 50.0}], threads=4)
+    assert plan.seconds_left() == pytest.approx(100 * 0.05 * 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kfacrnn import settings
 from kfacrnn.bench.request import BASELINE, Request
 from kfacrnn.config import Run
 
@@ -45,6 +46,7 @@ def measured(title: str, runs: Mapping[str, Run], rounds: int | None, baseline: 
     records = interleave(title, {name: TrainingRun(run) for name, run in runs.items()}, rounds)
     return [
         {"task": run.task.name, "optimizer": name, "dtype": run.precision, "threads": run.threads}
+        | {"settings": settings.costly(run.optimizer)}
         | records[name].row(records[baseline], baseline)
         for name, run in runs.items()
     ]

@@ -24,20 +24,26 @@ class Config:
     momentum: float = setting("momentum on the preconditioned updates", at_least=0, below=1)
     damping: float = setting("λ, factored Tikhonov damping", above=0)
     weight_decay: float = setting("decoupled weight decay, multiplied by the step size", at_least=0)
-    statistics_every: int = setting("updates between statistics passes", at_least=1)
-    statistics_fraction: float = setting("share of a batch's sequences in a statistics pass", above=0, at_most=1)
+    statistics_every: int = setting("updates between statistics passes", at_least=1, costly=True)
+    statistics_fraction: float = setting(
+        "share of a batch's sequences in a statistics pass", above=0, at_most=1, costly=True
+    )
     statistics_decay: float = setting("decay of the averages per statistics pass", at_least=0, below=1)
-    refresh_every: int = setting("updates between inverses", at_least=1)
-    refresh_delay: int = setting("0: inverses at once; d: in the background, in use d updates later", at_least=0)
+    refresh_every: int = setting("updates between inverses", at_least=1, costly=True)
+    refresh_delay: int = setting(
+        "0: inverses at once; d: in the background, in use d updates later", at_least=0, costly=True
+    )
     inverse_share: float = setting(
         "largest share of the processes that hold any one inverse", above=0, at_most=1, scientific=False
     )
-    max_dense: int = setting("factors of a larger dimension are diagonal", at_least=1)
-    decompositions: str = setting("precision of decompositions", choices=["auto", "fp32", "fp64"])
-    products: str = setting("precision of the products with decomposed factors", choices=["auto", "fp32", "bf16"])
+    max_dense: int = setting("factors of a larger dimension are diagonal", at_least=1, costly=True)
+    decompositions: str = setting("precision of decompositions", choices=["auto", "fp32", "fp64"], costly=True)
+    products: str = setting(
+        "precision of the products with decomposed factors", choices=["auto", "fp32", "bf16"], costly=True
+    )
     lag_tolerance: float | None = setting(
         "modes with |ψ̂| no larger count as uncorrelated over time; 0: exact; null: by size",
-        at_least=0, below=1, later=True,
+        at_least=0, below=1, later=True, costly=True,
     )  # fmt: skip
     first_damping: float | None = setting(
         "λ before the first update, ×0.7 with every update until it is `damping`; null: `damping` throughout",
@@ -45,11 +51,11 @@ class Config:
     )  # fmt: skip
     quadratic_fraction: float | None = setting(
         "share of a batch's sequences in the exact quadratic model that chooses step size and momentum; null: none",
-        above=0, at_most=1, later=True,
+        above=0, at_most=1, later=True, costly=True,
     )  # fmt: skip
     adapt_damping_every: int | None = setting(
         "updates between adaptations of the damping, by Levenberg and Marquardt's rule; null: it is fixed",
-        at_least=1, later=True,
+        at_least=1, later=True, costly=True,
     )  # fmt: skip
     clip: float | None = setting("largest global gradient norm; null: no clipping", above=0)
     schedule: Schedule = setting("schedule of the step size, whichever bound it is at")

@@ -26,8 +26,10 @@ class Config:
     lr: float = setting("learning rate", above=0)
     momentum: float = setting("decay of the mean of the gradient", at_least=0, below=1)
     weight_decay: float = setting("decoupled, of matrices, multiplied by the learning rate", at_least=0)
-    refresh_every: int | None = setting("updates between steps of Q; null: the authors' schedule", at_least=1)
-    max_dim: int = setting("larger dimensions have diagonal factors", at_least=1)
+    refresh_every: int | None = setting(
+        "updates between steps of Q; null: the authors' schedule", at_least=1, costly=True
+    )
+    max_dim: int = setting("larger dimensions have diagonal factors", at_least=1, costly=True)
     clip: float | None = setting("largest global gradient norm; null: no clipping", above=0)
     schedule: Schedule = setting("learning-rate schedule")
 

@@ -31,9 +31,11 @@ class Config:
     beta2: float = setting("decay of L, R and the mean of the gradient's square", above=0, below=1)
     eps: float = setting("added to L and R, as a share of their largest eigenvalue", above=0)
     weight_decay: float = setting("decoupled weight decay, multiplied by the learning rate", at_least=0)
-    refresh_every: int = setting("updates between inverse roots; before the first there is RMSProp", at_least=1)
-    block: int = setting("larger matrices are cut into blocks of this size", at_least=1)
-    max_dim: int = setting("a matrix with a larger dimension follows RMSProp", at_least=1)
+    refresh_every: int = setting(
+        "updates between inverse roots; before the first there is RMSProp", at_least=1, costly=True
+    )
+    block: int = setting("larger matrices are cut into blocks of this size", at_least=1, costly=True)
+    max_dim: int = setting("a matrix with a larger dimension follows RMSProp", at_least=1, costly=True)
     clip: float | None = setting("largest global gradient norm; null: no clipping", above=0)
     schedule: Schedule = setting("learning-rate schedule")
 

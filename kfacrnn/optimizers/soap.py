@@ -31,8 +31,8 @@ class Config:
     preconditioner_beta: float | None = setting("decay of the preconditioners; null: beta2", at_least=0, below=1)
     eps: float = setting("added to the root of the mean square", above=0)
     weight_decay: float = setting("decoupled weight decay, multiplied by the learning rate", at_least=0)
-    refresh_every: int = setting("updates between new eigenbases", at_least=1)
-    max_dim: int = setting("larger dimensions are left in their own basis", at_least=1)
+    refresh_every: int = setting("updates between new eigenbases", at_least=1, costly=True)
+    max_dim: int = setting("larger dimensions are left in their own basis", at_least=1, costly=True)
     clip: float | None = setting("largest global gradient norm; null: no clipping", above=0)
     schedule: Schedule = setting("learning-rate schedule")
 
