@@ -70,8 +70,6 @@ def unfinished(plan: Plan) -> Iterator[str]:
         yield f"{counts['failed']} failed; --retry-failed runs them again"
     if counts["interrupted"] or counts["missing"]:
         yield f"{counts['interrupted'] + counts['missing']} stopped or not started; the same command continues them"
-    if counts["running"]:
-        yield f"{counts['running']} are being written by another process; the same command takes up what it leaves"
     for line in plan.lines:
         trials = plan.trials(line)
         if trials and all(trial.finished for trial in trials) and not plan.winner(line):

@@ -239,14 +239,6 @@ def test_an_experiment_may_have_its_runs_from_another_and_then_brings_none(tmp_p
         experiment.load(str(again))
 
 
-def test_the_tuning_runs_of_adam_in_figure_1_are_those_that_word_defaults_has_done(tmp_path: Path) -> None:
-    figure, defaults = (
-        Plan(experiment.load(name), str(tmp_path), only=["Adam"]) for name in ("figure1", "word_defaults")
-    )
-    ids = [[run.run.run_id for run in runs] for runs in (figure.tuning["Adam 650"], defaults.tuning["Adam"])]
-    assert ids[0] == ids[1]
-
-
 def test_a_bare_number_means_the_figure_of_that_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "figure2.yaml").write_text(WHOLE)
     monkeypatch.setattr(discovery, "resource", lambda folder: tmp_path)

@@ -18,6 +18,7 @@ import pytest
 
 from kfacrnn import discovery, experiment, ranks, sweep
 from kfacrnn.errors import UserError
+from kfacrnn.launchers import local
 from kfacrnn.plan import Plan, PlannedRun
 from tests.synthetic import store, write_experiment
 
@@ -248,17 +249,31 @@ def test_a_failed_run_is_run_again_only_when_asked_for(
 
 
 @pytest.mark.usefixtures("no_processes")
-def test_a_run_that_another_process_is_writing_is_left_to_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_run_that_another_process_is_writing_is_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(local, "LOOK", 0.3)
     path = write_experiment(tmp_path / "shared.yaml", "{Adam: {optimizer: adam}}")
     (run,) = all_runs(path, tmp_path)
     with run.folder.writing():
         run.folder.set_status("running", update=1, updates=4)
-        assert sweep.sweep(path, results=str(tmp_path)) == 1
-    captured = capsys.readouterr()
-    assert "0/1 done, 1 running" in captured.out
-    assert "1 are being written by another process" in captured.err
+        ending = threading.Timer(1.5, lambda: run.folder.set_status("done", update=4, updates=4))
+        ending.start()
+        assert sweep.sweep(path, results=str(tmp_path)) == 0
+        assert not ending.is_alive()
+    assert "1/1 done" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.slow
+def test_two_launchers_share_an_experiment_and_both_see_its_end(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path / "shared.yaml", TUNED, tune="{seed: 0, extend: 2}")
+    command = [sys.executable, "-m", "kfacrnn", "sweep", path, "--results", str(tmp_path / "results")]
+    launchers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [launcher.communicate(timeout=240)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0]
+    assert all("6/6 done" in text.splitlines() for text in said)
+    sessions = [len(run.folder.meta()["sessions"]) for run in all_runs(path, tmp_path / "results")]
+    assert sessions == [1] * len(sessions)
 
 
 def test_an_estimate_comes_from_the_seconds_of_stored_runs(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ folder, takes up what is missing, and a run that two of them start belongs to th
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kfacrnn import discovery, launch
 from kfacrnn.errors import UserError, first_line
-from kfacrnn.launchers.pending import Pending, ending
+from kfacrnn.launchers.pending import LOOK, Pending, ending
 from kfacrnn.overrides import override
 
 if TYPE_CHECKING:
@@ -24,24 +25,29 @@ if TYPE_CHECKING:
 
 def run(plan: Plan, pending: Pending, settings: Sequence[str]) -> bool:
     """Runs what is `pending` through the launcher that Hydra's own `settings` name, such as `hydra/launcher=joblib`.
-    Returns when nothing is left to start, or after Ctrl-C; whether it was that. Raises `UserError` for settings that
-    Hydra cannot compose."""
+    Returns when nothing is left to start, here or elsewhere, or after Ctrl-C; whether it was that. Raises `UserError`
+    for settings that Hydra cannot compose."""
     results = override("results", str(plan.store.root.absolute()))
     launcher = _launcher([*settings, results])
     name, begun = type(launcher).__name__, 0
-    while batch := pending.runs():
-        pending.take(batch)
-        print(f"{len(batch)} runs to {name}", flush=True)
-        try:
-            launcher.launch([[*planned.overrides, results] for planned in batch], initial_job_idx=begun)
-        except KeyboardInterrupt:
-            return True
-        except Exception as error:  # joblib gives up the whole batch when one process is killed
-            print(f"kfacrnn: {name}: {first_line(error)}", file=sys.stderr)
-            _again(pending, batch)
-        begun += len(batch)
-        for planned in batch:
-            print(ending(planned), flush=True)
+    try:
+        while (batch := pending.runs()) or pending.elsewhere():
+            if not batch:
+                time.sleep(LOOK)
+                continue
+            pending.take(batch)
+            print(f"{len(batch)} runs to {name}", flush=True)
+            try:
+                launcher.launch([[*planned.overrides, results] for planned in batch], initial_job_idx=begun)
+            except Exception as error:  # joblib gives up the whole batch when one process is killed
+                print(f"kfacrnn: {name}: {first_line(error)}", file=sys.stderr)
+                _again(pending, batch)
+            begun += len(batch)
+            pending.put_back(planned for planned in batch if planned.folder.state() == "running")  # by another
+            for planned in batch:
+                print(ending(planned), flush=True)
+    except KeyboardInterrupt:
+        return True
     return False
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kfacrnn import signals
 from kfacrnn.errors import UserError
-from kfacrnn.launchers.pending import Pending, ending, title
+from kfacrnn.launchers.pending import LOOK, Pending, ending, title
 from kfacrnn.overrides import override
 from kfacrnn.plan import Plan, PlannedRun
 from kfacrnn.progress import Progress
@@ -21,7 +21,8 @@ POLL = 0.2  # seconds
 
 
 def run(plan: Plan, pending: Pending, jobs: int) -> bool:
-    """Returns when nothing is left to start, or when all processes have ended after a signal. Whether there was one."""
+    """Returns when nothing is left to start, here or elsewhere, or when all processes have ended after a signal;
+    whether there was one."""
     received: list[int] = []  # for the processes, too: every one is passed on
     made, total = plan.updates()
     with (
@@ -48,31 +49,39 @@ class Launcher:
         self._plan, self._pending, self._jobs = plan, pending, jobs
         self._results = str(plan.store.root)
         self._children: list[Child] = []
+        self._look()
+
+    def _look(self) -> None:
+        """What there is to start, what is under way elsewhere, and the updates of all that is not under way here."""
+        own = [child.planned for child in self._children]
+        self._queue, self._elsewhere = self._pending.runs(), self._pending.elsewhere(own)
+        self._updates_of_the_others = self._plan.updates()[0] - sum(planned.update for planned in own)
+        self._looked = time.monotonic()
 
     def run(self, received: list[int], progress: Progress) -> None:
-        """Returns when nothing is left to start, or when all processes have ended after a signal was `received`."""
-        queue, ended, total = self._pending.runs(), self._updates_of_the_others(), self._plan.updates()[1]
+        """Returns when nothing is left to start, here or elsewhere, or when all processes have ended after a signal was
+        `received`."""
+        total = self._plan.updates()[1]
         try:
-            while (queue and not received) or self._children:
-                while queue and not received and len(self._children) < self._jobs:
-                    self._start(queue.pop(0))
+            while self._children or (not received and (self._queue or self._elsewhere)):
+                while self._queue and not received and len(self._children) < self._jobs:
+                    self._start(self._queue.pop(0))
                 for child in self._children:
                     while child.signals < len(received):
                         child.signals += 1
                         child.process.terminate()
-                if self._reap(stopping=bool(received)):
-                    queue, ended = self._pending.runs(), self._updates_of_the_others()
-                if self._children:
-                    made = ended + sum(child.planned.update for child in self._children)
+                idle = not self._queue and len(self._children) < self._jobs
+                if self._reap(stopping=bool(received)) or (idle and time.monotonic() > self._looked + LOOK):
+                    self._look()
+                if self._children or self._elsewhere:
+                    made = self._updates_of_the_others + sum(child.planned.update for child in self._children)
                     if made < total:
-                        progress.show(made, f"{len(self._children)} running")
+                        elsewhere = f", {self._elsewhere} elsewhere" if self._elsewhere else ""
+                        progress.show(made, f"{len(self._children)} running{elsewhere}")
                     time.sleep(POLL)
         finally:
             for child in self._children:  # only after an error in here: no orphans
                 child.process.terminate()
-
-    def _updates_of_the_others(self) -> int:
-        return self._plan.updates()[0] - sum(child.planned.update for child in self._children)
 
     def _start(self, planned: PlannedRun) -> None:
         self._pending.take([planned])
@@ -100,8 +109,10 @@ class Launcher:
             self._children.remove(child)
             assert child.process.stdin is not None
             child.process.stdin.close()
-            code = child.process.returncode
-            print(_ending(child.planned, code if not stopping else 0), flush=True)
+            code = 0 if stopping else child.process.returncode
+            if _is_left_to_another(child.planned, code):
+                self._pending.put_back([child.planned])
+            print(_ending(child.planned, code), flush=True)
         return bool(ended)
 
 
@@ -109,11 +120,15 @@ def _log(planned: PlannedRun) -> Path:
     return planned.folder.path / "log.txt"
 
 
+def _is_left_to_another(planned: PlannedRun, code: int) -> bool:
+    return code != 0 and (planned.folder.state() == "running" or (code > 0 and planned.finished))
+
+
 def _ending(planned: PlannedRun, code: int) -> str:
     """One line on a process that has ended: how, and for a bad end where to read on."""
     if code == 0:
         return ending(planned)
-    if planned.folder.state() == "running" or (code > 0 and planned.finished):
+    if _is_left_to_another(planned, code):
         return f"left to another process, {planned.folder.status().get('pid')}: {title(planned)}"
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     lines = _log(planned).read_text(errors="replace").split("\n")

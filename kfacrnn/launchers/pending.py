@@ -1,10 +1,16 @@
-"""Which runs of a plan can be started, and how one ended: what every way of launching them asks."""
+"""Which runs of a plan can be started, and how one ended: what every way of launching them asks.
+
+Several launchers may work at one plan. Each starts what nobody writes; one that has nothing to start looks, every few
+seconds, whether a run that decides on more of them has ended elsewhere, or has been given up.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from kfacrnn.plan import Plan, PlannedRun
+
+LOOK = 5.0  # seconds between looks at what other launchers have done
 
 
 class Pending:
@@ -20,6 +26,12 @@ class Pending:
         known = {planned.run.run_id: planned for planned in self._plan.known()}
         fresh = [planned for run_id, planned in known.items() if run_id not in self._taken]
         return [planned for planned in fresh if planned.folder.state() in self._startable]
+
+    def elsewhere(self, own: Iterable[PlannedRun] = ()) -> int:
+        """How many runs are under way that are not this launcher's `own`."""
+        ours = {planned.run.run_id for planned in own}
+        known = {planned.run.run_id: planned for planned in self._plan.known()}
+        return sum(planned.folder.state() == "running" for run_id, planned in known.items() if run_id not in ours)
 
     def take(self, runs: Iterable[PlannedRun]) -> None:
         self._taken.update(planned.run.run_id for planned in runs)
