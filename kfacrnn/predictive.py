@@ -13,7 +13,8 @@ model with one prediction for a sequence gives its logits T times, as by `expand
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -33,6 +34,8 @@ class Part:
 
 
 class Distribution(Protocol):
+    """`logits` are what the model gives, whatever the distribution calls it."""
+
     logits: Tensor
     mask: Tensor | None
     lengths: Tensor | None
@@ -57,18 +60,25 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def _uniform(
-    shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None, part: Part | None
+def _random(
+    draw: Callable[..., Tensor],
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    generator: torch.Generator | None,
+    part: Part | None,
 ) -> Tensor:
-    """`[T, B, …]` in [0, 1)."""
+    """`[T, B, …]` as `torch.rand` or `torch.randn` draw them."""
     if part is None:
-        return torch.rand(shape, dtype=dtype, device=device, generator=generator)
+        return draw(shape, dtype=dtype, device=device, generator=generator)
     steps, _, *rest = shape
-    everyones = torch.rand((steps, part.cases, *rest), dtype=dtype, device=device, generator=generator)
+    everyones = draw((steps, part.cases, *rest), dtype=dtype, device=device, generator=generator)
     return everyones[:, part.first :: part.step].contiguous()
 
 
 class _Predictive:
+    _what = "logits"
+
     def __init__(
         self,
         logits: Tensor,
@@ -77,9 +87,9 @@ class _Predictive:
         batch_first: bool = False,
     ):
         if logits.dim() != 3:
-            raise ValueError(f"logits must be [T, B, outputs], got {list(logits.shape)}")
+            raise ValueError(f"{self._what} must be [T, B, outputs], got {list(logits.shape)}")
         if not logits.numel():
-            raise ValueError(f"logits must have at least one step, sequence and output, got {list(logits.shape)}")
+            raise ValueError(f"{self._what} must have at least one step, sequence and output, got {list(logits.shape)}")
         if batch_first:
             logits = logits.transpose(0, 1)
             mask = mask if mask is None else mask.transpose(0, 1)
@@ -103,7 +113,8 @@ class _Predictive:
         """The targets, with zeros where nothing is predicted: there they may hold any value, one that is no class
         included."""
         if targets.shape != shape:
-            raise ValueError(f"targets must be {list(shape)}, as the logits are, got {list(targets.shape)}")
+            beside = f"{self._what} {list(self.logits.shape)}"
+            raise ValueError(f"targets must be {list(shape)} beside {beside}, got {list(targets.shape)}")
         return self._masked(targets)
 
     def _masked(self, values: Tensor) -> Tensor:
@@ -124,7 +135,7 @@ class Categorical(_Predictive):
     def sample(self, generator: torch.Generator | None = None, part: Part | None = None) -> Tensor:
         # By the inverse of the distribution function: one random number a step, where Gumbel-max takes V.
         cumulated = self._probabilities.cumsum(-1)
-        u = _uniform((*cumulated.shape[:-1], 1), cumulated.dtype, cumulated.device, generator, part)
+        u = _random(torch.rand, (*cumulated.shape[:-1], 1), cumulated.dtype, cumulated.device, generator, part)
         chosen = torch.searchsorted(cumulated, u * cumulated[..., -1:], right=True)
         return chosen.clamp_(max=cumulated.shape[-1] - 1).squeeze(-1)
 
@@ -151,7 +162,7 @@ class Bernoulli(_Predictive):
     @torch.no_grad()
     def sample(self, generator: torch.Generator | None = None, part: Part | None = None) -> Tensor:
         p = _at_least_float32(self.logits).sigmoid()
-        u = _uniform(p.shape, torch.get_default_dtype(), p.device, generator, part)
+        u = _random(torch.rand, p.shape, torch.get_default_dtype(), p.device, generator, part)
         return (u < p).to(p.dtype)
 
     def log_loss(self, targets: Tensor) -> Tensor:
@@ -168,3 +179,51 @@ class Bernoulli(_Predictive):
     def fisher_product(self, u: Tensor, v: Tensor) -> Tensor:
         p = _at_least_float32(self.logits).sigmoid()
         return self._masked(p * (1 - p) * u * v).sum((0, 2))
+
+
+class Gaussian(_Predictive):
+    """Independent real numbers at every step, each normal around what the model says: `mean` and targets
+    `[T, B, outputs]`; `variance`, a number or `[outputs]`, is no parameter. The smaller it is, the more nats an error
+    counts, and the sooner the KL bound binds: 1 is a good start for targets of unit variance.
+
+    With `F.mse_loss`, the mean squared error over steps, sequences and outputs, and one variance for all outputs,
+    `loss_scale` is T·outputs / (2·variance): what that loss is to be multiplied by to become this one, less a constant.
+    """
+
+    _what = "mean"
+
+    def __init__(
+        self,
+        mean: Tensor,
+        variance: float | Tensor = 1.0,
+        mask: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        batch_first: bool = False,
+    ):
+        super().__init__(mean, mask, lengths, batch_first)
+        mean = _at_least_float32(self.logits)
+        self.variance = torch.as_tensor(variance, dtype=mean.dtype, device=mean.device)
+        if self.variance.shape not in ((), mean.shape[2:]):
+            there = list(self.variance.shape)
+            raise ValueError(f"variance must be a number or [outputs] = {list(mean.shape[2:])}, got {there}")
+        if not ((self.variance > 0) & self.variance.isfinite()).all():
+            raise ValueError(f"variance must be positive, got {self.variance.tolist()}")
+
+    @torch.no_grad()
+    def sample(self, generator: torch.Generator | None = None, part: Part | None = None) -> Tensor:
+        mean = _at_least_float32(self.logits)
+        noise = _random(torch.randn, mean.shape, torch.get_default_dtype(), mean.device, generator, part)
+        return torch.addcmul(mean, noise.to(mean.dtype), self.variance.sqrt())
+
+    def log_loss(self, targets: Tensor) -> Tensor:
+        mean, targets = _at_least_float32(self.logits), self._checked(targets, self.logits.shape)
+        losses = ((mean - targets).square() / self.variance + (2 * math.pi * self.variance).log()) / 2
+        return self._masked(losses).sum((0, 2))
+
+    @torch.no_grad()
+    def output_variance(self) -> Tensor:
+        return self._masked((1 / self.variance).expand(self.logits.shape))
+
+    @torch.no_grad()
+    def fisher_product(self, u: Tensor, v: Tensor) -> Tensor:
+        return self._masked(u * v / self.variance).sum((0, 2))

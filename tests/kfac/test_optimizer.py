@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ExponentialLR, LambdaLR
 from kfacrnn import KFAC
 from kfacrnn.kfac import LevenbergMarquardt
 from kfacrnn.nn import DNC, GRU, LSTM, LayerNormLSTM
-from kfacrnn.predictive import Bernoulli, Categorical
+from kfacrnn.predictive import Bernoulli, Categorical, Gaussian
 from tests.kfac import brute_force, dense
 from tests.kfac.brute_force import A, G, Given, GivenBits, LanguageModel, gain_moment, gate
 
@@ -976,6 +976,25 @@ def test_a_dnc_is_trained_with_nothing_left_out(approximation):
     assert len(optimizer.coverage()) == 15
     assert optimizer.stats()["psi_max"] <= 1 + 1e-4
     assert_finite(model)
+
+
+@pytest.mark.parametrize("variance", [1.0, 0.01])
+def test_one_full_step_on_squared_errors_is_the_least_squares_solution(variance):
+    torch.manual_seed(0)
+    steps, outputs = 5, 2
+    model = nn.Linear(4, outputs).double()
+    x = torch.randn(steps, 4000, 4, dtype=torch.float64) + 1
+    y = torch.nn.functional.linear(x, torch.randn(outputs, 4).double(), torch.randn(outputs).double())
+    y += variance**0.5 * torch.randn_like(y)
+    scale = steps * outputs / (2 * variance)
+    optimizer = KFAC(model, "indep", loss_scale=scale, lr=1.0, kl_clip=1e9, momentum=0.0, damping=1e-9)
+    optimizer.update_statistics(lambda: Gaussian(model(x), variance))
+    torch.nn.functional.mse_loss(model(x), y).backward()
+    optimizer.step()
+    homogeneous = torch.cat([x, torch.ones_like(x[..., :1])], -1).flatten(0, 1)
+    expected = torch.linalg.lstsq(homogeneous, y.flatten(0, 1)).solution.T
+    found = torch.cat([model.weight, model.bias[:, None]], 1)
+    assert (found - expected).norm() < 0.03 * expected.norm()  # G0 is sampled, 20,000 times: 1 % of an entry
 
 
 def test_the_stats_say_how_the_last_step_was_made():

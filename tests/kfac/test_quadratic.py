@@ -6,12 +6,14 @@ import copy
 import io
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.autograd.functional import hessian
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
@@ -20,7 +22,7 @@ from kfacrnn import KFAC
 from kfacrnn.kfac import LevenbergMarquardt, QuadraticModel
 from kfacrnn.kfac.quadratic import logit_changes, minimum
 from kfacrnn.nn import DNC, LSTM
-from kfacrnn.predictive import Bernoulli, Categorical
+from kfacrnn.predictive import Bernoulli, Categorical, Gaussian
 from tests.ranks import together
 
 T, B, V = 4, 5, 5
@@ -111,6 +113,9 @@ def output_fisher(predicted: Any, t: int, case: int) -> Tensor:
             (g,) = torch.autograd.grad(F.cross_entropy(z, torch.tensor(y)), z)
             total += p * torch.outer(g, g)
         return total
+    if isinstance(predicted, Gaussian):
+        target, scale = z.detach(), predicted.variance.sqrt()  # the Hessian does not depend on the target
+        return hessian(lambda mean: -torch.distributions.Normal(mean, scale).log_prob(target).sum(), z.detach())
     p = z.sigmoid().detach()
     for y in torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * len(z)):
         (g,) = torch.autograd.grad(F.binary_cross_entropy_with_logits(z, y, reduction="sum"), z)
@@ -142,7 +147,7 @@ def random_vector(parameters: list[Tensor], seed: int) -> list[Tensor]:
 # ------------------------------------------------------------------------------------------------- products with F
 
 
-@pytest.mark.parametrize("distribution", [Categorical, Bernoulli])
+@pytest.mark.parametrize("distribution", [Categorical, Bernoulli, partial(Gaussian, variance=0.3)])
 def test_the_product_with_the_logits_fisher_is_the_expectation_over_all_targets(distribution):
     logits, u, v = (torch.randn(T, B, 3, generator=torch.Generator().manual_seed(i)).double() for i in range(3))
     for options in ({}, {"mask": mask()}, {"mask": mask(), "lengths": LENGTHS}):
@@ -154,7 +159,7 @@ def test_the_product_with_the_logits_fisher_is_the_expectation_over_all_targets(
 
 def test_half_precision_logits_have_products_in_float32():
     z, u = torch.randn(T, B, 3), torch.randn(T, B, 3)
-    for distribution in (Categorical, Bernoulli):
+    for distribution in (Categorical, Bernoulli, Gaussian):
         half = distribution(z.bfloat16()).fisher_product(u, u)
         torch.testing.assert_close(half, distribution(z.bfloat16().float()).fisher_product(u, u))
 
