@@ -79,19 +79,23 @@ Map = LinearMap | EmbeddingMap | ElementwiseMap
 @dataclass(frozen=True, eq=False)
 class Tap:
     """What one map saw in one forward pass. `s` is the tensor whose gradient is g: the pre-activation itself, or a zero
-    leaf that was added to it. `time_first` is unknown (None) for modules that see whatever layout the model has."""
+    leaf that was added to it. `time_first` is unknown (None) for modules that see whatever layout the model has.
+    `lengths` `[B]` are those of a PackedSequence, if the map was given one."""
 
     map: Map
     a: Tensor
     s: Tensor
     time_first: bool | None = True
+    lengths: Tensor | None = None
 
 
 class Tape(list[Tap]):
     """The taps of one forward pass, in the order in which the maps were applied."""
 
-    def record(self, map: Map, a: Tensor, s: Tensor, time_first: bool | None = True) -> None:
-        self.append(Tap(map, a.detach(), s, time_first))
+    def record(
+        self, map: Map, a: Tensor, s: Tensor, time_first: bool | None = True, lengths: Tensor | None = None
+    ) -> None:
+        self.append(Tap(map, a.detach(), s, time_first, lengths))
 
 
 class Recorder:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +20,9 @@ from kfacrnn.kfac.capture import Recorder, Tap, Tape
 from kfacrnn.kfac.coverage import Coverage, Row
 from kfacrnn.kfac.distribution import Alone
 from kfacrnn.kfac.factors import Sequences
+from kfacrnn.kfac.layout import Pass, time_first
 from kfacrnn.kfac.maths import DecompositionError
 from kfacrnn.predictive import Distribution
-
-
-class Pass(NamedTuple):
-    """What one map contributes to a statistics pass: a `[T, B, …]`, g `[T, B, out]` and the time axis of both."""
-
-    a: Tensor
-    g: Tensor
-    sequences: Sequences
 
 
 @dataclass(frozen=True)
@@ -319,28 +312,4 @@ def _incomplete(block: KroneckerBlock, seen: Pass, whole: list[Tensor]) -> str |
     return (
         f"{', '.join(block.parameter_names)}: the loss depends on it in other ways than through {block.name}, as "
         "tied weights would make it do; untie them"
-    )
-
-
-def time_first(name: str, tap: Tap, g: Tensor, distribution: Distribution, sequences: Sequences) -> Pass:
-    """a and g of a tap, and their time axis: T = 1 for a map that is used once per sequence. Raises ValueError for a
-    layout that hides the time axis: lag products of folded data would be silently wrong."""
-    a, steps, cases = tap.a, sequences.steps, sequences.cases
-    lead = tuple(g.shape[:-1])
-    if tap.time_first is None and lead == (cases,):
-        return Pass(a.unsqueeze(0), g.unsqueeze(0), sequences.once())
-    if tap.time_first is None and distribution.batch_first and len(lead) == 2:
-        a, g, lead = a.transpose(0, 1), g.transpose(0, 1), lead[::-1]
-    if lead == (steps, cases):
-        return Pass(a, g, sequences)
-    if lead == (steps * cases,):
-        raise ValueError(f"{name} was given time and batch folded into one axis of {lead[0]}: give it [T, B, …]")
-    found = f"{name} was given leading axes {list(lead)}, but the predictions have T = {steps} and B = {cases}"
-    if lead == (cases, steps):
-        raise ValueError(
-            f"{found}; a model whose batch comes first says so in its predictive distribution: batch_first=True"
-        )
-    raise ValueError(
-        f"{found}, and all maps share the predictions' steps; where only some are predicted, such as the last, give "
-        "logits for all, as by expand, and a mask that is True there"
     )

@@ -21,7 +21,7 @@ def convert(model: Model) -> Model:
 
     The layers stay the same objects with the same parameters, hooks and training flags, so optimisers and other
     references to them remain valid. Raises ValueError, naming the submodule and changing nothing, for recurrent layers
-    that cannot be captured: single cells, subclasses, `bidirectional` and `proj_size`.
+    that cannot be captured: single cells, subclasses and `proj_size`.
     """
     recurrent = {
         name or "model": module
@@ -32,8 +32,6 @@ def convert(model: Model) -> Model:
         if type(module) not in _CAPTURABLE:
             kinds = "torch.nn.LSTM, GRU and RNN are"
             raise ValueError(f"cannot convert {name}: {type(module).__name__} is not supported yet, {kinds}")
-        if module.bidirectional:
-            raise ValueError(f"cannot convert {name}: bidirectional=True is not supported yet")
         if module.proj_size:
             raise ValueError(f"cannot convert {name}: proj_size={module.proj_size} is not supported yet")
     for module in recurrent.values():

@@ -27,13 +27,12 @@ from kfacrnn.nn.recurrence import (
     never_compiled,
     previous_hidden,
     recurrent_weight_gradient,
-    refuse_bidirectional,
     rounded_like,
     run_backward,
-    run_captured,
     run_forward,
     zero_leaf,
 )
+from kfacrnn.nn.stack import Order, names_of_layers, run_captured
 
 aten = torch.ops.aten
 
@@ -137,19 +136,19 @@ class _Recurrence(torch.autograd.Function):
 class GRU(Capturable, nn.GRU):
     """`torch.nn.GRU` with the same arguments, `state_dict` and results, whose maps can be captured.
 
-    Layer k has three linear maps, each of some rows of the layer's parameters:
+    Layer k has three linear maps, each of some rows of the layer's parameters, and three more, lk_reverse and so on, if
+    it is bidirectional:
 
         lk       rows r and z of [W_ih | W_hh]    a_t = [x_t; h_{t−1}], split into r and z, which share it
         lk.ih    row block n of W_ih and b_ih     a_t = x_t, g_t of s_n
         lk.hh    row block n of W_hh and b_hh     a_t = h_{t−1}, g_t of u, r_t times that of s_n
 
-    Their blocks are taken as independent of each other, as those of different layers are. `bidirectional`,
-    PackedSequence and unbatched input work as in torch but cannot be captured: ValueError. A captured pass has no
-    second derivatives.
+    Their blocks are taken as independent of each other, as those of different layers are. Unbatched input works as in
+    torch but cannot be captured: ValueError. A captured pass has no second derivatives.
     """
 
     @never_compiled
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, input: Any, hx: Tensor | None = None) -> tuple[Any, Tensor]:
         if self.tape is None:
             return super().forward(input, hx)
         maps = cast(tuple[LinearMap, ...], self.maps())
@@ -158,19 +157,18 @@ class GRU(Capturable, nn.GRU):
         return output, h_n
 
     def _build_maps(self) -> tuple[LinearMap, ...]:
-        refuse_bidirectional(self)
         hidden, maps = self.hidden_size, []
         r_and_z, n = slice(2 * hidden), slice(2 * hidden, 3 * hidden)
-        for layer, (weight_ih, weight_hh, *biases) in enumerate(self.all_weights):
+        for name, (weight_ih, weight_hh, *biases) in zip(names_of_layers(self), self.all_weights, strict=True):
             maps += [
-                LinearMap(f"l{layer}", (weight_ih, weight_hh), tuple(biases), {"r": hidden, "z": hidden}, r_and_z),
-                LinearMap(f"l{layer}.ih", (weight_ih,), tuple(biases[:1]), {"n": hidden}, n),
-                LinearMap(f"l{layer}.hh", (weight_hh,), tuple(biases[1:]), {"n": hidden}, n),
+                LinearMap(name, (weight_ih, weight_hh), tuple(biases), {"r": hidden, "z": hidden}, r_and_z),
+                LinearMap(f"{name}.ih", (weight_ih,), tuple(biases[:1]), {"n": hidden}, n),
+                LinearMap(f"{name}.hh", (weight_hh,), tuple(biases[1:]), {"n": hidden}, n),
             ]
         return tuple(maps)
 
 
-def _captured_layer(maps: tuple[LinearMap, ...], tape: Tape, x: Tensor, h0: Tensor) -> tuple[Tensor]:
+def _captured_layer(maps: tuple[LinearMap, ...], tape: Tape, order: Order, x: Tensor, h0: Tensor) -> tuple[Tensor]:
     gates, *_, from_h = maps
     weight_ih, weight_hh = gates.weights
     projected = F.linear(x, weight_ih, _bias_of_inputs(gates))
@@ -182,20 +180,20 @@ def _captured_layer(maps: tuple[LinearMap, ...], tape: Tape, x: Tensor, h0: Tens
     output = cast(
         Tensor,
         _Recurrence.apply(
-            projected,
+            order(projected),
             weight_hh.detach().to(h0.dtype),
             bias_hn.detach().to(state),
             h0,
             postponed,
             postponed.probe(weight_hh, bias_hn),
-            *probes,
+            *(order(probe) for probe in probes),
         ),
     )
     with torch.no_grad():
-        before = previous_hidden(h0, output)
+        before = order(previous_hidden(h0, output))
         for map, a, probe in zip(maps, (torch.cat([x, before], -1), x, before), probes, strict=True):
-            tape.record(map, a, probe)
-    return (output.to(dtype),)
+            tape.record(map, a, probe, lengths=order.lengths)
+    return (order(output).to(dtype),)
 
 
 def _bias_of_inputs(gates: LinearMap) -> Tensor | None:

@@ -36,9 +36,9 @@ from kfacrnn.nn.recurrence import (
     rounded_like,
     run_backward,
     run_forward,
-    run_stack,
     zero_leaf,
 )
+from kfacrnn.nn.stack import run_stack
 
 aten = torch.ops.aten
 

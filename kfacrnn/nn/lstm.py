@@ -25,23 +25,24 @@ from kfacrnn.nn.recurrence import (
     Postponed,
     State,
     TorchSteps,
+    at_lengths,
     forward_tensors,
     gate_splits,
     kernels_for,
     never_compiled,
     previous_hidden,
     recurrent_weight_gradient,
-    refuse_bidirectional,
     rounded_like,
     run_backward,
-    run_captured,
     run_forward,
     zero_leaf,
 )
+from kfacrnn.nn.stack import Order, names_of_layers, run_captured
 
 
 class _Recurrence(torch.autograd.Function):
-    """`(inputs [T, B, 4H], probe, W_hh, h_0, c_0, …) → (h [T, B, H], c_T)` with s_t = inputs_t + W_hh h_{t−1}.
+    """`(inputs [T, B, 4H], probe, W_hh, h_0, c_0, …) → (h [T, B, H], c_n)` with s_t = inputs_t + W_hh h_{t−1} and the
+    c_n of every sequence's last step, as `lengths` say.
 
     `probe` stands for zeros added to s_t; its gradient, and that of `inputs`, is g_t. Products are taken in the
     dtype of `W_hh` and `h_0`, everything else in that of `inputs`, whose memory is taken over: the caller must have no
@@ -56,14 +57,15 @@ class _Recurrence(torch.autograd.Function):
         weight_hh: Tensor,
         h0: Tensor,
         c0: Tensor,
+        lengths: Tensor | None,
         postponed: Postponed,
         weight_probe: Tensor,
     ) -> State:
         of = forward_tensors(inputs, h0, c0)
         run_forward(TorchSteps, of, weight_hh, h0)
         ctx.save_for_backward(weight_hh, h0, *of.values())
-        ctx.names, ctx.postponed, ctx.dtype = tuple(of), postponed, inputs.dtype
-        return of["output"], of["cells"][-1].clone()
+        ctx.names, ctx.postponed, ctx.dtype, ctx.lengths = tuple(of), postponed, inputs.dtype, lengths
+        return of["output"], at_lengths(of["cells"][1:], lengths)
 
     @staticmethod
     @once_differentiable
@@ -75,29 +77,31 @@ class _Recurrence(torch.autograd.Function):
         rounded = rounded_like(d_gates, h0.dtype)
         of |= {"d_output": d_output.contiguous(), "d_gates": d_gates, "rounded": rounded}
         of |= {"d_cell": d_cell.clone(memory_format=torch.contiguous_format)}
-        dh0 = run_backward(TorchSteps, of, weight_hh, h0)
+        dh0 = run_backward(TorchSteps, of, weight_hh, h0, ctx.lengths)
         ctx.postponed.compute = lambda: (recurrent_weight_gradient(rounded, h0, output),)
         d_inputs = d_gates if ctx.dtype == d_gates.dtype else rounded
-        return d_inputs, d_gates, None, dh0, of["d_cell"], None, h0.new_zeros(())
+        return d_inputs, d_gates, None, dh0, of["d_cell"], None, None, h0.new_zeros(())
 
 
-def recur(inputs: Tensor, probe: Tensor, weight_hh: Tensor, h0: Tensor, c0: Tensor) -> State:
+def recur(
+    inputs: Tensor, probe: Tensor, weight_hh: Tensor, h0: Tensor, c0: Tensor, lengths: Tensor | None = None
+) -> State:
     """See `_Recurrence`; products in the dtype of `h0`."""
     postponed = Postponed()
-    weight = weight_hh.detach().to(h0.dtype)
-    return cast(State, _Recurrence.apply(inputs, probe, weight, h0, c0, postponed, postponed.probe(weight_hh)))
+    weight, weight_probe = weight_hh.detach().to(h0.dtype), postponed.probe(weight_hh)
+    return cast(State, _Recurrence.apply(inputs, probe, weight, h0, c0, lengths, postponed, weight_probe))
 
 
 class LSTM(Capturable, nn.LSTM):
     """`torch.nn.LSTM` with the same arguments, `state_dict` and results, whose maps can be captured.
 
-    One `LinearMap` per layer, named `l0`, `l1`, …, split into the gates i, f, g, o. `bidirectional`, `proj_size`,
-    PackedSequence and unbatched input work as in torch but cannot be captured: ValueError. A captured pass has no
-    second derivatives.
+    One `LinearMap` per layer and direction, named `l0`, `l0_reverse`, `l1`, …, split into the gates i, f, g, o.
+    `proj_size` and unbatched input work as in torch but cannot be captured: ValueError. A captured pass has no second
+    derivatives.
     """
 
     @never_compiled
-    def forward(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]:  # type: ignore[override]
+    def forward(self, input: Any, hx: State | None = None) -> tuple[Any, State]:
         if self.tape is None:
             with kernels_for(cast(Tensor, self.weight_hh_l0)):
                 return super().forward(input, hx)
@@ -106,21 +110,21 @@ class LSTM(Capturable, nn.LSTM):
         return output, cast(State, state)
 
     def _build_maps(self) -> tuple[LinearMap, ...]:
-        refuse_bidirectional(self)
         if self.proj_size:
             raise ValueError("kfacrnn.nn.LSTM cannot be captured with proj_size > 0: use a smaller hidden_size instead")
         return tuple(
-            LinearMap(f"l{layer}", tuple(parameters[:2]), tuple(parameters[2:]), gate_splits(self.hidden_size))
-            for layer, parameters in enumerate(self.all_weights)
+            LinearMap(name, tuple(parameters[:2]), tuple(parameters[2:]), gate_splits(self.hidden_size))
+            for name, parameters in zip(names_of_layers(self), self.all_weights, strict=True)
         )
 
 
-def _captured_layer(map: LinearMap, tape: Tape, x: Tensor, h0: Tensor, c0: Tensor) -> State:
+def _captured_layer(map: LinearMap, tape: Tape, order: Order, x: Tensor, h0: Tensor, c0: Tensor) -> State:
     weight_ih, weight_hh = map.weights
     projected = F.linear(x, weight_ih, map.biases[0] + map.biases[1] if map.biases else None)
     state = torch.promote_types(projected.dtype, torch.float32)
     probe = zero_leaf(projected, state)
-    output, c = recur(projected, probe, weight_hh, h0.to(projected.dtype), c0.to(state))
+    h0, c0 = h0.to(projected.dtype), c0.to(state)
+    output, c = recur(order(projected), order(probe), weight_hh, h0, c0, order.lengths)
     with torch.no_grad():
-        tape.record(map, torch.cat([x, previous_hidden(h0, output)], -1), probe)
-    return output, c
+        tape.record(map, torch.cat([x, order(previous_hidden(h0, output))], -1), probe, lengths=order.lengths)
+    return order(output), c

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.backends import mkldnn
-from torch.nn import functional as F
-from torch.nn.utils.rnn import PackedSequence
 
 from kfacrnn.kfac.precision import has_half_precision_kernels
 from kfacrnn.nn import pointwise
@@ -27,7 +25,6 @@ aten = torch.ops.aten
 Function = TypeVar("Function", bound=Callable[..., Any])
 State = tuple[Tensor, Tensor]
 Tensors = dict[str, Any]  # by the names in `Steps`
-Layer = Callable[..., tuple[Tensor, ...]]  # (x [T, B, in], h_0, c_0) → (h [T, B, hidden], c_T); a GRU has no c
 
 
 def never_compiled(function: Function) -> Function:
@@ -209,11 +206,19 @@ def run_forward(in_torch: type[StepsInTorch], of: Tensors, weight_hh: Tensor, h0
     of.pop("inputs", None)
 
 
-def run_backward(in_torch: type[StepsInTorch], of: Tensors, weight_hh: Tensor, h0: Tensor) -> Tensor:
-    """All steps in reverse; `of` holds all but `product`. Returns what reaches h_0 through W_hh of its gradient."""
+def run_backward(
+    in_torch: type[StepsInTorch], of: Tensors, weight_hh: Tensor, h0: Tensor, lengths: Tensor | None = None
+) -> Tensor:
+    """All steps in reverse; `of` holds all but `product`. Returns what reaches h_0 through W_hh of its gradient. With
+    `lengths`, the d_cell that is given is that of every sequence's own last step."""
     product = torch.zeros_like(h0, memory_format=torch.contiguous_format)
     steps = _steps(in_torch, {**of, "product": product})
+    if lengths is not None:
+        d_last = of["d_cell"].clone()
+        of["d_cell"].zero_()
     for t, ds in reversed([*enumerate(of["rounded"].unbind(0))]):
+        if lengths is not None:
+            of["d_cell"].addcmul_(d_last, (lengths == t + 1).unsqueeze(1))
         steps.retreat(t)
         torch.mm(ds, weight_hh, out=product)
     return product
@@ -248,41 +253,6 @@ def rounded_like(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype else torch.empty_like(x, dtype=dtype)
 
 
-def run_stack(
-    layers: Sequence[Layer], x: Tensor, state: tuple[Tensor, ...], dropout: float
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Layers on top of each other with dropout between them, time first; `state` and the state returned are
-    `[layers, B, hidden]` each."""
-    last = []
-    for index, (layer, *initial) in enumerate(zip(layers, *state, strict=True)):
-        x, *rest = layer(F.dropout(x, dropout) if index else x, *initial)
-        last.append((x[-1], *(s.to(x.dtype) for s in rest)))
-    return x, tuple(torch.stack(each) for each in zip(*last, strict=True))
-
-
-def run_captured(
-    module: nn.RNNBase, layers: Sequence[Layer], input: Tensor, hx: Any, states: int
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """`layers` in place of those of torch's `module`, with the arguments of its forward. `states` is 1, or 2 with c."""
-    name = f"kfacrnn.nn.{type(module).__name__}"
-    if isinstance(input, PackedSequence):
-        raise ValueError(
-            f"{name} cannot be captured on a PackedSequence: pass the padded batch [T, B, input_size] and "
-            "give `lengths` to the predictive distribution"
-        )
-    if input.dim() == 2:
-        raise ValueError(f"{name} cannot be captured on unbatched input: pass [T, 1, input_size]")
-    x = input.transpose(0, 1) if module.batch_first else input
-    if hx is None:
-        zeros = x.new_zeros(module.num_layers, x.shape[1], module.hidden_size)
-        hx = zeros if states == 1 else (zeros,) * states
-    module.check_forward_args(input, hx, None)
-    state = (hx,) if states == 1 else hx
-    output, state = run_stack(layers, x, state, module.dropout if module.training else 0.0)
-    return output.transpose(0, 1) if module.batch_first else output, state
-
-
-def refuse_bidirectional(module: nn.RNNBase) -> None:
-    if module.bidirectional:
-        name = f"kfacrnn.nn.{type(module).__name__}"
-        raise ValueError(f"{name} cannot be captured with bidirectional=True: use two, one on the reversed sequence")
+def at_lengths(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """`x[lengths − 1]` of every sequence, a copy."""
+    return x[-1].clone() if lengths is None else x[lengths - 1, torch.arange(len(lengths), device=x.device)]

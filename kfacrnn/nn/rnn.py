@@ -24,13 +24,12 @@ from kfacrnn.nn.recurrence import (
     never_compiled,
     previous_hidden,
     recurrent_weight_gradient,
-    refuse_bidirectional,
     rounded_like,
     run_backward,
-    run_captured,
     run_forward,
     zero_leaf,
 )
+from kfacrnn.nn.stack import Order, names_of_layers, run_captured
 
 aten = torch.ops.aten
 
@@ -117,12 +116,12 @@ class _Recurrence(torch.autograd.Function):
 class RNN(Capturable, nn.RNN):
     """`torch.nn.RNN` with the same arguments, `state_dict` and results, whose maps can be captured.
 
-    One `LinearMap` per layer, named `l0`, `l1`, …. `bidirectional`, PackedSequence and unbatched input work as in torch
-    but cannot be captured: ValueError. A captured pass has no second derivatives.
+    One `LinearMap` per layer and direction, named `l0`, `l0_reverse`, `l1`, …. Unbatched input works as in torch but
+    cannot be captured: ValueError. A captured pass has no second derivatives.
     """
 
     @never_compiled
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, input: Any, hx: Tensor | None = None) -> tuple[Any, Tensor]:
         if self.tape is None:
             return super().forward(input, hx)
         steps = _Relu if self.nonlinearity == "relu" else _Tanh
@@ -131,21 +130,22 @@ class RNN(Capturable, nn.RNN):
         return output, h_n
 
     def _build_maps(self) -> tuple[LinearMap, ...]:
-        refuse_bidirectional(self)
         return tuple(
-            LinearMap(f"l{layer}", tuple(parameters[:2]), tuple(parameters[2:]))
-            for layer, parameters in enumerate(self.all_weights)
+            LinearMap(name, tuple(parameters[:2]), tuple(parameters[2:]))
+            for name, parameters in zip(names_of_layers(self), self.all_weights, strict=True)
         )
 
 
-def _captured_layer(map: LinearMap, tape: Tape, steps: type[_Tanh], x: Tensor, h0: Tensor) -> tuple[Tensor]:
+def _captured_layer(
+    map: LinearMap, tape: Tape, steps: type[_Tanh], order: Order, x: Tensor, h0: Tensor
+) -> tuple[Tensor]:
     weight_ih, weight_hh = map.weights
     projected = F.linear(x, weight_ih, map.biases[0] + map.biases[1] if map.biases else None)
     probe = zero_leaf(projected, torch.promote_types(projected.dtype, torch.float32))
     h0, postponed = h0.to(projected.dtype), Postponed()
     weight = weight_hh.detach().to(h0.dtype)
     of_weight = postponed.probe(weight_hh)
-    output = cast(Tensor, _Recurrence.apply(projected, probe, weight, h0, steps, postponed, of_weight))
+    output = _Recurrence.apply(order(projected), order(probe), weight, h0, steps, postponed, of_weight)
     with torch.no_grad():
-        tape.record(map, torch.cat([x, previous_hidden(h0, output)], -1), probe)
-    return (output,)
+        tape.record(map, torch.cat([x, order(previous_hidden(h0, output))], -1), probe, lengths=order.lengths)
+    return (order(output),)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from kfacrnn.nn import GRU, LSTM, RNN, LayerNormLSTM
 from kfacrnn.predictive import Bernoulli, Categorical
@@ -48,14 +49,20 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, E)
         self.rnn = layer(E, H, layers, **options)
-        self.norm = nn.LayerNorm(H)
-        self.softmax = nn.Linear(H, vocabulary)
+        width = 2 * H if options.get("bidirectional") else H
+        self.norm = nn.LayerNorm(width)
+        self.softmax = nn.Linear(width, vocabulary)
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.copy_(torch.randn_like(parameter))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.softmax(self.norm(self.rnn(self.embedding(tokens))[0]))
+    def forward(self, tokens: Tensor, packed: Tensor | None = None) -> Tensor:
+        """`packed` are the lengths of the PackedSequence that the recurrent layers are given, if it is one."""
+        x, layout = self.embedding(tokens), {"batch_first": self.rnn.batch_first}
+        if packed is None:
+            return self.softmax(self.norm(self.rnn(x)[0]))
+        h = self.rnn(pack_padded_sequence(x, packed, **layout, enforce_sorted=False))[0]
+        return self.softmax(self.norm(pad_packed_sequence(h, **layout)[0]))
 
 
 class Case:
@@ -91,7 +98,7 @@ def cell(s: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return f.sigmoid() * c + i.sigmoid() * g.tanh(), o.sigmoid()
 
 
-def lstm(case: Case, name: str, layer: int, x: Sequence[Tensor]) -> list[Tensor]:
+def lstm(case: Case, name: str, layer: str, x: Sequence[Tensor]) -> list[Tensor]:
     keys = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     W_x, W_h, b_x, b_h = (case.parameters[f"{name}.{key}_l{layer}"] for key in keys)
     h, c, outputs = torch.zeros(H).to(W_x), torch.zeros(H).to(W_x), []
@@ -103,7 +110,7 @@ def lstm(case: Case, name: str, layer: int, x: Sequence[Tensor]) -> list[Tensor]
     return outputs
 
 
-def layer_norm_lstm(case: Case, name: str, layer: int, x: Sequence[Tensor]) -> list[Tensor]:
+def layer_norm_lstm(case: Case, name: str, layer: str, x: Sequence[Tensor]) -> list[Tensor]:
     keys = ("weight_ih", "weight_hh", "gain_ih", "gain_hh", "gain_c", "bias", "bias_c")
     W_x, W_h, gain_x, gain_h, gain_c, b, b_c = (case.parameters[f"{name}.{key}_l{layer}"] for key in keys)
     prefix = f"{name}.l{layer}"
@@ -120,7 +127,7 @@ def layer_norm_lstm(case: Case, name: str, layer: int, x: Sequence[Tensor]) -> l
     return outputs
 
 
-def gru(case: Case, name: str, layer: int, x: Sequence[Tensor]) -> list[Tensor]:
+def gru(case: Case, name: str, layer: str, x: Sequence[Tensor]) -> list[Tensor]:
     keys = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     W_x, W_h, b_x, b_h = (case.parameters[f"{name}.{key}_l{layer}"] for key in keys)
     W_xr, W_xz, W_xn = W_x.split(H)
@@ -138,7 +145,7 @@ def gru(case: Case, name: str, layer: int, x: Sequence[Tensor]) -> list[Tensor]:
     return outputs
 
 
-def rnn(activation: Callable[[Tensor], Tensor], case: Case, name: str, layer: int, x: Sequence[Tensor]) -> list[Tensor]:
+def rnn(activation: Callable[[Tensor], Tensor], case: Case, name: str, layer: str, x: Sequence[Tensor]) -> list[Tensor]:
     keys = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     W_x, W_h, b_x, b_h = (case.parameters[f"{name}.{key}_l{layer}"] for key in keys)
     h, outputs = torch.zeros(H).to(W_x), []
@@ -148,10 +155,20 @@ def rnn(activation: Callable[[Tensor], Tensor], case: Case, name: str, layer: in
     return outputs
 
 
-def recurrence(module: nn.Module) -> Callable[[Case, str, int, Sequence[Tensor]], list[Tensor]]:
+def recurrence(module: nn.Module) -> Callable[[Case, str, str, Sequence[Tensor]], list[Tensor]]:
     if isinstance(module, RNN):
         return partial(rnn, {"tanh": torch.tanh, "relu": torch.relu}[module.nonlinearity])
     return {LSTM: lstm, LayerNormLSTM: layer_norm_lstm, GRU: gru}[type(module)]
+
+
+def backwards(module: nn.Module, case: Case, layer: str, x: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs of a layer that begins at the end; what its maps saw is left in the order of time."""
+    outputs = recurrence(module)(case, "rnn", layer, x[::-1])
+    for seen in (case.a, case.s):
+        for name in seen:
+            if name.startswith(f"rnn.l{layer}"):
+                seen[name].reverse()
+    return outputs[::-1]
 
 
 def language_model(model: LanguageModel, tokens: Tensor) -> tuple[Case, list[Tensor]]:
@@ -160,8 +177,11 @@ def language_model(model: LanguageModel, tokens: Tensor) -> tuple[Case, list[Ten
     weight = case.parameters["embedding.weight"]
     one_hot = F.one_hot(tokens, len(weight)).to(weight.dtype)
     x = [case.see("embedding", a, a @ weight) for a in one_hot]
-    for layer in range(model.rnn.num_layers):
-        x = recurrence(model.rnn)(case, "rnn", layer, x)
+    for layer in map(str, range(model.rnn.num_layers)):
+        h = recurrence(model.rnn)(case, "rnn", layer, x)
+        if getattr(model.rnn, "bidirectional", False):
+            h = [torch.cat(both) for both in zip(h, backwards(model.rnn, case, f"{layer}_reverse", x), strict=True)]
+        x = h
     gain, shift = case.parameters["norm.weight"], case.parameters["norm.bias"]
     x = [case.see("norm", standardise(h), gain * standardise(h) + shift) for h in x]
     W, b = case.parameters["softmax.weight"], case.parameters["softmax.bias"]

@@ -92,6 +92,47 @@ def test_factors_of_a_language_model_equal_brute_force_per_case_and_step(layer, 
     assert_language_model(estimated, brute_force.language_model_series(model, x, y, lengths))
 
 
+@pytest.mark.parametrize("layer", [LSTM, GRU, RNN])
+@pytest.mark.parametrize("lengths", [(T,) * B, LENGTHS, (3, 4, 1, 2)], ids=["full", "padded", "shorter"])
+@pytest.mark.parametrize("batch_first", [False, True], ids=["time_first", "batch_first"])
+def test_factors_of_both_directions_of_packed_sequences_equal_brute_force(layer, lengths, batch_first):
+    model = language_model(layer=layer, bidirectional=True, batch_first=batch_first)
+    x, y, packed = tokens(1), tokens(2), torch.tensor(lengths)
+    estimated = estimator(model)
+
+    def forward():
+        logits = model(x.mT if batch_first else x, packed)
+        targets = y[: max(lengths)]
+        return Given(targets.mT if batch_first else targets, logits=logits, lengths=packed, batch_first=batch_first)
+
+    estimated.update(forward)
+    assert_language_model(estimated, brute_force.language_model_series(model, x, y, lengths))
+
+
+def test_without_lengths_both_directions_take_all_steps():
+    model = language_model(bidirectional=True)
+    x, y = tokens(1), tokens(2)
+    estimated = estimator(model)
+    estimated.update(lambda: Given(y, logits=model(x)))
+    assert_language_model(estimated, brute_force.language_model_series(model, x, y, (T,) * B))
+
+
+@pytest.mark.parametrize("told", [None, (5, 3, 1, 3)])
+def test_lengths_of_a_packed_sequence_that_the_distribution_does_not_share_are_refused(told):
+    model, packed = language_model(), torch.tensor(LENGTHS)
+    with pytest.raises(
+        ValueError, match=r"rnn\.l0 was given a PackedSequence of lengths \[5, 3, 1, 4\], .* has (none|\[5,)"
+    ):
+        estimator(model).update(lambda: Categorical(model(tokens(), packed), lengths=told))
+
+
+def test_logits_may_have_more_steps_than_a_packed_sequence():
+    model, x, y, lengths = language_model(bidirectional=True), tokens(1), tokens(2), torch.tensor((3, 4, 1, 2))
+    estimated = estimator(model)
+    estimated.update(lambda: Given(y, logits=F.pad(model(x, lengths), (0, 0, 0, 0, 0, 1)), lengths=lengths))
+    assert_language_model(estimated, brute_force.language_model_series(model, x, y, lengths.tolist()))
+
+
 def test_what_stands_in_the_padding_contributes_nothing():
     model = language_model()
     x, y, lengths = tokens(1), tokens(2), torch.tensor(LENGTHS)

@@ -202,6 +202,15 @@ def test_without_correlation_over_time_every_approximation_is_indep(approximatio
         torch.testing.assert_close(other, indep, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("approximation", THREE)
+def test_time_may_be_read_in_either_direction(approximation):
+    A, G = from_sequences(5, seeded(9)), from_sequences(3, seeded(10))
+    Z, lengths = gradient(G, A), {3: 0.5, 20: 0.5}
+    forwards = product(approximation, A, G, Z, lengths=lengths, damping=0.01)
+    backwards = product(approximation, Pair(A.M0, A.M1.mT), Pair(G.M0, G.M1.mT), Z, lengths=lengths, damping=0.01)
+    torch.testing.assert_close(backwards, forwards, rtol=1e-9, atol=1e-9)
+
+
 def test_one_step_makes_option_1_indep():
     A, G = from_sequences(5, seeded(9)), from_sequences(3, seeded(10))
     Z = gradient(G, A)

@@ -24,9 +24,10 @@ class LanguageModel(nn.Module):
         (nn.LSTM, LSTM, ["l0", "l1"]),
         (nn.GRU, GRU, ["l0", "l0.ih", "l0.hh", "l1", "l1.ih", "l1.hh"]),
         (nn.RNN, RNN, ["l0", "l1"]),
+        (partial(nn.LSTM, bidirectional=True), LSTM, ["l0", "l0_reverse", "l1", "l1_reverse"]),
         (partial(nn.RNN, nonlinearity="relu"), RNN, ["l0", "l1"]),
     ],
-    ids=["LSTM", "GRU", "RNN", "rectified RNN"],
+    ids=["LSTM", "GRU", "RNN", "both directions", "rectified RNN"],
 )
 def test_every_recurrent_layer_is_swapped_and_results_do_not_change(layer, ours, maps):
     torch.manual_seed(0)
@@ -79,13 +80,10 @@ class Subclass(nn.LSTM):
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (nn.GRU(4, 5, bidirectional=True), "bidirectional"),
-        (nn.RNN(4, 5, bidirectional=True), "bidirectional"),
         (nn.GRUCell(4, 5), "GRUCell"),
         (nn.RNNCell(4, 5), "RNNCell"),
         (nn.LSTMCell(4, 5), "LSTMCell"),
         (Subclass(4, 5), "Subclass"),
-        (nn.LSTM(4, 5, bidirectional=True), "bidirectional"),
         (nn.LSTM(4, 5, proj_size=2), "proj_size=2"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
