@@ -20,7 +20,7 @@ from kfacrnn.kfac.capture import Recorder, Tap, Tape
 from kfacrnn.kfac.coverage import Coverage, Row
 from kfacrnn.kfac.distribution import Alone
 from kfacrnn.kfac.factors import Sequences
-from kfacrnn.kfac.layout import Pass, time_first
+from kfacrnn.kfac.layout import Pass, over_time, time_first
 from kfacrnn.kfac.maths import DecompositionError
 from kfacrnn.predictive import Distribution
 
@@ -85,10 +85,10 @@ class Estimator:
             with self._full_precision():
                 distribution, targets = self._targets(returned)
                 loss = distribution.log_loss(targets).sum()
-                taps = self._one_tap_per_block(tape)
+                taps = self._taps_of_blocks(tape)
                 self._require_graph(loss, taps)
                 whole = self._parameter_gradients(loss) if is_first else []
-                sources = [*(tap.s for tap in taps.values()), distribution.logits]
+                sources = [*(tap.s for uses in taps.values() for tap in uses), distribution.logits]
                 *gradients, logits_gradient = torch.autograd.grad(loss, sources, allow_unused=True)
         with torch.no_grad(), self._full_precision():
             passes = self._passes(taps, gradients, distribution)
@@ -145,24 +145,23 @@ class Estimator:
                 generator.manual_seed(seed)
             yield
 
-    def _one_tap_per_block(self, tape: Tape) -> dict[str, Tap]:
-        taps: dict[str, Tap] = {}
+    def _taps_of_blocks(self, tape: Tape) -> dict[str, list[Tap]]:
+        """In the order in which the maps were used: once for all time-steps, or at each of them."""
+        taps: dict[str, list[Tap]] = {}
         for tap in tape:
             name = self._names.get(id(tap.map))
-            if name in taps:
-                raise ValueError(f"{name} was used more than once in one forward pass: call it once for all time-steps")
             if name is not None:
-                taps[name] = tap
+                taps.setdefault(name, []).append(tap)
         unused = sorted(set(self.blocks) - set(taps))
         if unused:
             raise ValueError(f"never used in the forward pass: {', '.join(unused)}; freeze what is not trained")
         return taps
 
-    def _require_graph(self, loss: Tensor, taps: dict[str, Tap]) -> None:
-        for name, tap in taps.items():
+    def _require_graph(self, loss: Tensor, taps: dict[str, list[Tap]]) -> None:
+        for name, uses in taps.items():
             if not all(p.requires_grad for p in self.blocks[name].parameters):
                 raise ValueError(f"{name} was frozen after the optimiser was made: make a new one")
-            if not tap.s.requires_grad:
+            if not all(tap.s.requires_grad for tap in uses):
                 raise ValueError(f"{name} ran under no_grad")
         if not loss.requires_grad:
             raise ValueError("the predictions have no gradient: forward must not detach them, nor run under no_grad")
@@ -175,13 +174,14 @@ class Estimator:
         return [(block, block.own_rows([next(rest) for _ in block.parameters])) for block in blocks]
 
     def _passes(
-        self, taps: dict[str, Tap], gradients: Sequence[Tensor | None], distribution: Distribution
+        self, taps: dict[str, list[Tap]], gradients: Sequence[Tensor | None], distribution: Distribution
     ) -> dict[str, Pass]:
         """In the parameters' dtype, whatever autocast has made of a and g."""
-        passes, sequences = {}, Sequences.of(distribution)
+        passes, sequences, rest = {}, Sequences.of(distribution), iter(gradients)
         if sequences.steps == sequences.cases > 1:
             self._require_one_layout(distribution)
-        for (name, tap), g in zip(taps.items(), gradients, strict=True):
+        for name, uses in taps.items():
+            tap, g = over_time(name, uses, [next(rest) for _ in uses])
             if g is None:
                 raise ValueError(f"{name} was used, but the predictions do not depend on it")
             a, g, seen = time_first(name, tap, g, distribution, sequences)

@@ -5,8 +5,11 @@ Knows nothing of Fisher blocks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,6 +24,23 @@ class Pass(NamedTuple):
     a: Tensor
     g: Tensor
     sequences: Sequences
+
+
+def over_time(name: str, uses: Sequence[Tap], gradients: Sequence[Tensor | None]) -> tuple[Tap, Tensor | None]:
+    """One tap and its g for a map that was used once for all steps, or at each of them, in their order. Raises
+    ValueError for anything else."""
+    first, g = uses[0], gradients[0]
+    if len(uses) == 1:
+        return first, g
+    if any(tap.s.dim() != 2 for tap in uses):
+        raise ValueError(
+            f"{name} was used {len(uses)} times in one forward pass: use it once for all time-steps, or once at each "
+            "of them, on [B, …]"
+        )
+    if all(gradient is None for gradient in gradients):
+        return first, None
+    steps = [tap.s.new_zeros(tap.s.shape) if g is None else g for tap, g in zip(uses, gradients, strict=True)]
+    return replace(first, a=torch.stack([tap.a for tap in uses]), time_first=True), torch.stack(steps)
 
 
 def time_first(name: str, tap: Tap, g: Tensor, distribution: Distribution, sequences: Sequences) -> Pass:

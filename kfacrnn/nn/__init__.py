@@ -1,5 +1,6 @@
-"""Recurrent layers whose linear maps can be captured: drop-ins for `torch.nn`."""
+"""Recurrent layers and cells whose linear maps can be captured: drop-ins for `torch.nn`."""
 
+from kfacrnn.nn.cells import GRUCell, LSTMCell, RNNCell
 from kfacrnn.nn.convert import convert
 from kfacrnn.nn.dnc import DNC
 from kfacrnn.nn.gru import GRU
@@ -7,4 +8,4 @@ from kfacrnn.nn.layer_norm_lstm import LayerNormLSTM
 from kfacrnn.nn.lstm import LSTM
 from kfacrnn.nn.rnn import RNN
 
-__all__ = ["DNC", "GRU", "LSTM", "RNN", "LayerNormLSTM", "convert"]
+__all__ = ["DNC", "GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "LayerNormLSTM", "RNNCell", "convert"]

@@ -157,15 +157,19 @@ class GRU(Capturable, nn.GRU):
         return output, h_n
 
     def _build_maps(self) -> tuple[LinearMap, ...]:
-        hidden, maps = self.hidden_size, []
-        r_and_z, n = slice(2 * hidden), slice(2 * hidden, 3 * hidden)
-        for name, (weight_ih, weight_hh, *biases) in zip(names_of_layers(self), self.all_weights, strict=True):
-            maps += [
-                LinearMap(name, (weight_ih, weight_hh), tuple(biases), {"r": hidden, "z": hidden}, r_and_z),
-                LinearMap(f"{name}.ih", (weight_ih,), tuple(biases[:1]), {"n": hidden}, n),
-                LinearMap(f"{name}.hh", (weight_hh,), tuple(biases[1:]), {"n": hidden}, n),
-            ]
-        return tuple(maps)
+        layers = zip(names_of_layers(self), self.all_weights, strict=True)
+        return tuple(map for name, parameters in layers for map in maps_of(name, *parameters))
+
+
+def maps_of(name: str, weight_ih: Tensor, weight_hh: Tensor, *biases: Tensor) -> tuple[LinearMap, ...]:
+    """The three maps of a layer, or of a cell."""
+    hidden = weight_hh.shape[1]
+    r_and_z, n = slice(2 * hidden), slice(2 * hidden, 3 * hidden)
+    return (
+        LinearMap(name, (weight_ih, weight_hh), biases, {"r": hidden, "z": hidden}, r_and_z),
+        LinearMap(f"{name}.ih", (weight_ih,), biases[:1], {"n": hidden}, n),
+        LinearMap(f"{name}.hh", (weight_hh,), biases[1:], {"n": hidden}, n),
+    )
 
 
 def _captured_layer(maps: tuple[LinearMap, ...], tape: Tape, order: Order, x: Tensor, h0: Tensor) -> tuple[Tensor]:

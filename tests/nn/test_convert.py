@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kfacrnn.kfac.capture import Tape
-from kfacrnn.nn import GRU, LSTM, RNN, LayerNormLSTM, convert
+from kfacrnn.nn import GRU, LSTM, RNN, GRUCell, LayerNormLSTM, LSTMCell, RNNCell, convert
 
 
 class LanguageModel(nn.Module):
@@ -77,12 +77,18 @@ class Subclass(nn.LSTM):
     pass
 
 
+@pytest.mark.parametrize(("cell", "ours"), [(nn.LSTMCell, LSTMCell), (nn.GRUCell, GRUCell), (nn.RNNCell, RNNCell)])
+def test_cells_are_swapped_too(cell, ours):
+    model = nn.ModuleDict({"decoder": cell(4, 5)})
+    x = torch.randn(3, 4)
+    before = model["decoder"](x)
+    assert type(convert(model)["decoder"]) is ours
+    torch.testing.assert_close(model["decoder"](x), before, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (nn.GRUCell(4, 5), "GRUCell"),
-        (nn.RNNCell(4, 5), "RNNCell"),
-        (nn.LSTMCell(4, 5), "LSTMCell"),
         (Subclass(4, 5), "Subclass"),
         (nn.LSTM(4, 5, proj_size=2), "proj_size=2"),
     ],
