@@ -76,7 +76,7 @@ def main() -> None:
     print("refused:", refusal(convert(Tied())), "\n")
     print("refused:", refusal(CharacterModel()), "\n")
 
-    # A layer that runs step by step cannot be captured: its time axis cannot be seen. Freeze what is not to be trained.
+    # Freeze what is not to be trained.
     model.embedding.weight.requires_grad_(False)
     print(KFAC(model, "option1", loss_scale=50).coverage())
 

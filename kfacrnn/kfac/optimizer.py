@@ -185,8 +185,8 @@ class KFAC(torch.optim.Optimizer):
         `lambda: Categorical(logits=model(x_part))`; with fisher="empirical" it returns `(distribution, targets)`. The
         sequences may be a part of the batch. Gradients of parameters are neither computed nor touched, and the global
         random generators are left as they were. A pass that is not finite is left out and counted. Raises ValueError if
-        a map was not used, or not in one call over all its time-steps, or if the log-loss depends on a parameter in
-        other ways than through its map.
+        a map was not used, or neither in one call over all time-steps nor in one at each of them, or if the log-loss
+        depends on a parameter in other ways than through its map.
         """
         if self._estimator.update(forward):
             self._newest_statistics = self._updates
