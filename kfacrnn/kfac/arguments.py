@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self, overload
 
 import torch
 
@@ -30,6 +30,27 @@ def check(name: str, value: Any, holds: bool, what: str) -> None:
     """Raises ValueError unless it `holds` that the value is `what` it must be."""
     if not holds:
         raise ValueError(f"{name} must be {what}, got {value!r}")
+
+
+class Positive:
+    """An attribute that is checked whenever it is set."""
+
+    def __init__(self, doc: str):
+        self.__doc__ = doc
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, owner: None, kind: type) -> Self: ...
+    @overload
+    def __get__(self, owner: object, kind: type) -> float: ...
+    def __get__(self, owner: object | None, kind: type) -> Self | float:
+        return self if owner is None else owner.__dict__[self._name]
+
+    def __set__(self, owner: object, value: float) -> None:
+        check_positive(self._name, value)
+        owner.__dict__[self._name] = value
 
 
 def check_settings(**settings: Any) -> None:

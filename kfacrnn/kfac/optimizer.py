@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from kfacrnn.kfac.arguments import check_covered, check_forward, check_group, check_positive, check_settings
+from kfacrnn.kfac.arguments import Positive, check_covered, check_forward, check_group, check_positive, check_settings
 from kfacrnn.kfac.blocks import Curvature
 from kfacrnn.kfac.cadence import is_due
 from kfacrnn.kfac.coverage import Coverage
@@ -85,6 +85,9 @@ class KFAC(torch.optim.Optimizer):
     Raises ValueError for an argument out of range, and for a model of which something would be left untrained.
     Blocks without gradients (None) stay where they are, as with any optimiser.
     """
+
+    kl_clip = Positive("c, which may be set at any time.")
+    loss_scale = Positive("N, which may be set at any time.")
 
     def __init__(
         self,
@@ -273,26 +276,6 @@ class KFAC(torch.optim.Optimizer):
     def damping(self, value: float) -> None:
         check_positive("damping", value)
         self._damping.lasting = value
-
-    @property
-    def kl_clip(self) -> float:
-        """c, which may be set at any time."""
-        return self._kl_clip
-
-    @kl_clip.setter
-    def kl_clip(self, value: float) -> None:
-        check_positive("kl_clip", value)
-        self._kl_clip = value
-
-    @property
-    def loss_scale(self) -> float:
-        """N, which may be set at any time."""
-        return self._loss_scale
-
-    @loss_scale.setter
-    def loss_scale(self, value: float) -> None:
-        check_positive("loss_scale", value)
-        self._loss_scale = value
 
     @property
     def reduction_due(self) -> bool:
