@@ -149,8 +149,10 @@ class RunFolder:
         try:
             with FileLock(self.path / "run.lock", timeout=0):
                 return False
-        except (Timeout, OSError):
+        except Timeout:
             return True
+        except OSError:  # nobody is to wait for what cannot be known; whoever wants to write is told so
+            return False
 
     def status(self) -> dict[str, Any]:
         """status.json; nothing where it is not there, or not whole."""

@@ -76,7 +76,6 @@ def main() -> None:
     print("refused:", refusal(convert(Tied())), "\n")
     print("refused:", refusal(CharacterModel()), "\n")
 
-    # Freeze what is not to be trained.
     model.embedding.weight.requires_grad_(False)
     print(KFAC(model, "option1", loss_scale=50).coverage())
 

@@ -13,7 +13,7 @@ of Fisher blocks or of how the numbers are used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -80,22 +80,22 @@ Map = LinearMap | EmbeddingMap | ElementwiseMap
 class Tap:
     """What one map saw in one forward pass. `s` is the tensor whose gradient is g: the pre-activation itself, or a zero
     leaf that was added to it. `time_first` is unknown (None) for modules that see whatever layout the model has.
-    `lengths` `[B]` are those of a PackedSequence, if the map was given one."""
+    `lengths` `[B]`, on the CPU, are those of a PackedSequence, if the map was given one. With `is_step`, a and s are
+    `[B, …]`, those of one step; steps are recorded in the order of time."""
 
     map: Map
     a: Tensor
     s: Tensor
     time_first: bool | None = True
     lengths: Tensor | None = None
+    is_step: bool = False
 
 
 class Tape(list[Tap]):
     """The taps of one forward pass, in the order in which the maps were applied."""
 
-    def record(
-        self, map: Map, a: Tensor, s: Tensor, time_first: bool | None = True, lengths: Tensor | None = None
-    ) -> None:
-        self.append(Tap(map, a.detach(), s, time_first, lengths))
+    def record(self, map: Map, a: Tensor, s: Tensor, time_first: bool | None = True, **more: Any) -> None:
+        self.append(Tap(map, a.detach(), s, time_first, **more))
 
 
 class Recorder:
@@ -123,10 +123,13 @@ class Recorder:
                 self._hooked.append((module, map))
                 self.maps[name or map.name] = map
 
-    def other_layout(self, batch_first: bool) -> str | None:
-        """The first recurrent layer that is not so, by name."""
-        layers = self._capturable.items()
-        return next((name for name, layer in layers if getattr(layer, "batch_first", False) != batch_first), None)
+    def other_layout(self, batch_first: bool, packed: Set[Map]) -> str | None:
+        """The first recurrent layer that is not so, by name. Cells have no layout, nor have layers whose maps are
+        `packed`, that is, were given a PackedSequence."""
+        for name, layer in self._capturable.items():
+            if packed.isdisjoint(layer.maps()) and getattr(layer, "batch_first", batch_first) != batch_first:
+                return name
+        return None
 
     @contextmanager
     def recording(self) -> Iterator[Tape]:

@@ -20,7 +20,7 @@ from kfacrnn.kfac.capture import Recorder, Tap, Tape
 from kfacrnn.kfac.coverage import Coverage, Row
 from kfacrnn.kfac.distribution import Alone
 from kfacrnn.kfac.factors import Sequences
-from kfacrnn.kfac.layout import Pass, over_time, time_first
+from kfacrnn.kfac.layout import Pass, require_lengths, seen_by
 from kfacrnn.kfac.maths import DecompositionError
 from kfacrnn.predictive import Distribution
 
@@ -40,6 +40,9 @@ class Finding:
         sequences = {name: Sequences.together([f.sequences[name] for f in findings]) for name in first.sequences}
         not_finite = next((f.not_finite for f in findings if f.not_finite), None)
         incomplete = next((f.incomplete for f in findings if f.incomplete), None)
+        steps = sorted({max(seen.steps for seen in f.sequences.values()) for f in findings})
+        if len(steps) > 1:
+            incomplete = f"the processes have sequences of {steps} steps: pad all to as many, as by total_length"
         return cls(sequences, set.intersection(*(f.logits for f in findings)), not_finite, incomplete)
 
 
@@ -179,19 +182,21 @@ class Estimator:
         """In the parameters' dtype, whatever autocast has made of a and g."""
         passes, sequences, rest = {}, Sequences.of(distribution), iter(gradients)
         if sequences.steps == sequences.cases > 1:
-            self._require_one_layout(distribution)
+            self._require_one_layout(distribution, taps)
+        lengths = [sequences.steps] * sequences.cases if distribution.lengths is None else distribution.lengths.tolist()
         for name, uses in taps.items():
-            tap, g = over_time(name, uses, [next(rest) for _ in uses])
-            if g is None:
-                raise ValueError(f"{name} was used, but the predictions do not depend on it")
-            a, g, seen = time_first(name, tap, g, distribution, sequences)
+            if (packed := uses[0].lengths) is not None:
+                require_lengths(name, packed, lengths)
+            seen = seen_by(name, uses, [next(rest) for _ in uses], distribution.batch_first, sequences)
             dtype = self.blocks[name].parameters[0].dtype
-            passes[name] = Pass(a.to(dtype) if a.is_floating_point() else a, g.to(dtype), seen)
+            a = seen.a.to(dtype) if seen.a.is_floating_point() else seen.a
+            passes[name] = Pass(a, seen.g.to(dtype), seen.sequences)
         return passes
 
-    def _require_one_layout(self, distribution: Distribution) -> None:
+    def _require_one_layout(self, distribution: Distribution, taps: dict[str, list[Tap]]) -> None:
         """Where T = B, shapes do not tell which axis is time, and lag products along the other would be wrong."""
-        if (name := self._recorder.other_layout(distribution.batch_first)) is not None:
+        packed = {tap.map for uses in taps.values() for tap in uses if tap.lengths is not None}
+        if (name := self._recorder.other_layout(distribution.batch_first, packed)) is not None:
             layouts = ("time first", "batch first")[:: -1 if distribution.batch_first else 1]
             raise ValueError(
                 f"the predictions are {layouts[0]}, {name or 'the model'} is {layouts[1]}, and as T = B, shapes do not "
@@ -205,8 +210,8 @@ class Estimator:
         logits = {name for name, block in self.blocks.items() if block.is_logits}
         not_finite = None if is_idle else _first_not_finite(passes)
         complaints: list[str | None] = []
-        if whole and not_finite is None:
-            complaints += [_beyond_the_end(name, seen) for name, seen in passes.items()]
+        if not_finite is None:
+            complaints += [_beyond_the_end(passes)]
             complaints += [_incomplete(block, passes[block.name], gradients) for block, gradients in whole]
         incomplete = next(filter(None, complaints), None)
         return Finding(sequences, logits, not_finite, incomplete)
@@ -287,12 +292,12 @@ def _first_not_finite(passes: dict[str, Pass]) -> str | None:
     return next((name for name, is_finite in zip(passes, finite, strict=True) if not is_finite), None)
 
 
-def _beyond_the_end(name: str, seen: Pass) -> str | None:
-    """A complaint if the loss depends on the map's steps behind a sequence's end, which the factors leave out."""
-    padding = seen.sequences.padding
-    if padding is None or not seen.g[padding].any():
-        return None
-    return (
+def _beyond_the_end(passes: dict[str, Pass]) -> str | None:
+    """A complaint if the loss depends on a map's steps behind a sequence's end, which the factors leave out."""
+    padded = {name: (g, p) for name, (_, g, seen) in passes.items() if (p := seen.padding) is not None}
+    beyond = torch.stack([g[padding].any() for g, padding in padded.values()]).tolist() if padded else []
+    name = next((name for name, is_beyond in zip(padded, beyond, strict=True) if is_beyond), None)
+    return name and (
         f"{name}: the predictions depend on steps behind the end that `lengths` gives; padding comes last, so that a "
         "sequence is reversed within its length, and what sums it up leaves padding out"
     )

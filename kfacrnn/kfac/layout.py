@@ -6,7 +6,6 @@ Knows nothing of Fisher blocks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -15,7 +14,6 @@ from torch.nn import functional as F
 
 from kfacrnn.kfac.capture import Tap
 from kfacrnn.kfac.factors import Sequences
-from kfacrnn.predictive import Distribution
 
 
 class Pass(NamedTuple):
@@ -26,51 +24,70 @@ class Pass(NamedTuple):
     sequences: Sequences
 
 
-def over_time(name: str, uses: Sequence[Tap], gradients: Sequence[Tensor | None]) -> tuple[Tap, Tensor | None]:
-    """One tap and its g for a map that was used once for all steps, or at each of them, in their order. Raises
-    ValueError for anything else."""
-    first, g = uses[0], gradients[0]
-    if len(uses) == 1:
-        return first, g
-    if any(tap.s.dim() != 2 for tap in uses):
+class _Seen(NamedTuple):
+    """a and g as they were found; `time_first` as in `Tap`."""
+
+    a: Tensor
+    g: Tensor
+    time_first: bool | None
+
+
+def seen_by(
+    name: str, uses: Sequence[Tap], gradients: Sequence[Tensor | None], batch_first: bool, sequences: Sequences
+) -> Pass:
+    """What a map saw that was used once for all time-steps, or at each of them, or once per sequence: then T = 1. Steps
+    that are padding in every sequence may be there or not, as with a PackedSequence: they are cut off, or are zeros.
+    Raises ValueError for a layout that hides the time axis: lag products of folded data would be silently wrong."""
+    if all(g is None for g in gradients):
+        raise ValueError(f"{name} was used, but the predictions do not depend on it")
+    found = [tap.s.new_zeros(tap.s.shape) if g is None else g for tap, g in zip(uses, gradients, strict=True)]
+    if len(uses) > 1 or uses[0].is_step:
+        a, g, known = _over_time(name, uses, found, batch_first)
+    else:
+        a, g, known = _Seen(uses[0].a, found[0], uses[0].time_first)
+    steps, cases, lead = sequences.steps, sequences.cases, tuple(g.shape[:-1])
+    if known is None and lead == (cases,):
+        return Pass(a.unsqueeze(0), g.unsqueeze(0), sequences.once())
+    if known is None and batch_first and len(lead) == 2:
+        a, g, lead = a.transpose(0, 1), g.transpose(0, 1), lead[::-1]
+    if lead == (steps, cases):
+        return Pass(a, g, sequences)
+    has_every_step = sequences.padding is not None and lead[1:] == (cases,) and lead[0] >= max(sequences.lengths)
+    if has_every_step and not g[steps:].nan_to_num(0).any():  # what is not finite is another's complaint
+        return Pass(_of_steps(a, steps), _of_steps(g, steps), sequences)
+    if lead == (steps * cases,):
+        raise ValueError(f"{name} was given time and batch folded into one axis of {lead[0]}: give it [T, B, …]")
+    there = f"but the predictions have T = {steps} and B = {cases}"
+    if len(uses) > 1:
+        raise ValueError(f"{name} was used {len(uses)} times on {lead[1]} sequences, {there}: use it at every step")
+    found_lead = f"{name} was given leading axes {list(lead)}, {there}"
+    if lead == (cases, steps):
+        raise ValueError(
+            f"{found_lead}; a model whose batch comes first says so in its predictive distribution: batch_first=True"
+        )
+    raise ValueError(
+        f"{found_lead}, and all maps share the predictions' steps; where only some are predicted, such as the last, "
+        "give logits for all, as by expand, and a mask that is True there"
+    )
+
+
+def _over_time(name: str, uses: Sequence[Tap], gradients: Sequence[Tensor], batch_first: bool) -> _Seen:
+    """Of uses at every step, on `[B, …]` or with a time axis of length 1."""
+    axis = 1 if batch_first and uses[0].time_first is None else 0
+    a, g = [tap.a for tap in uses], list(gradients)
+    if all(tap.s.dim() == 3 and tap.s.shape[axis] == 1 for tap in uses):
+        a, g = ([x.squeeze(axis) for x in each] for each in (a, g))
+    if any(x.dim() != 2 for x in g):
         raise ValueError(
             f"{name} was used {len(uses)} times in one forward pass: use it once for all time-steps, or once at each "
             "of them, on [B, …]"
         )
-    if all(gradient is None for gradient in gradients):
-        return first, None
-    steps = [tap.s.new_zeros(tap.s.shape) if g is None else g for tap, g in zip(uses, gradients, strict=True)]
-    return replace(first, a=torch.stack([tap.a for tap in uses]), time_first=True), torch.stack(steps)
-
-
-def time_first(name: str, tap: Tap, g: Tensor, distribution: Distribution, sequences: Sequences) -> Pass:
-    """a and g of a tap, and their time axis: T = 1 for a map that is used once per sequence. Steps that are padding in
-    every sequence, as a PackedSequence leaves them out, come and go. Raises ValueError for a layout that hides the time
-    axis: lag products of folded data would be silently wrong."""
-    a, steps, cases = tap.a, sequences.steps, sequences.cases
-    if tap.lengths is not None:
-        _require_lengths(name, tap.lengths, distribution.lengths)
-    lead = tuple(g.shape[:-1])
-    if tap.time_first is None and lead == (cases,):
-        return Pass(a.unsqueeze(0), g.unsqueeze(0), sequences.once())
-    if tap.time_first is None and distribution.batch_first and len(lead) == 2:
-        a, g, lead = a.transpose(0, 1), g.transpose(0, 1), lead[::-1]
-    if lead == (steps, cases):
-        return Pass(a, g, sequences)
-    covers_all = distribution.lengths is not None and lead[1:] == (cases,) and lead[0] >= max(sequences.lengths)
-    if covers_all and not g[steps:].any():
-        return Pass(_of_steps(a, steps), _of_steps(g, steps), sequences)
-    if lead == (steps * cases,):
-        raise ValueError(f"{name} was given time and batch folded into one axis of {lead[0]}: give it [T, B, …]")
-    found = f"{name} was given leading axes {list(lead)}, but the predictions have T = {steps} and B = {cases}"
-    if lead == (cases, steps):
+    if len(sizes := {len(x) for x in g}) > 1:
         raise ValueError(
-            f"{found}; a model whose batch comes first says so in its predictive distribution: batch_first=True"
+            f"{name} was given {max(sizes)} sequences at one step and {min(sizes)} at another: give it all of them at "
+            "every step, and `lengths` to the predictive distribution"
         )
-    raise ValueError(
-        f"{found}, and all maps share the predictions' steps; where only some are predicted, such as the last, give "
-        "logits for all, as by expand, and a mask that is True there"
-    )
+    return _Seen(torch.stack(a), torch.stack(g), True)
 
 
 def _of_steps(x: Tensor, steps: int) -> Tensor:
@@ -78,10 +95,10 @@ def _of_steps(x: Tensor, steps: int) -> Tensor:
     return F.pad(x[:steps], (0, 0) * (x.dim() - 1) + (0, max(0, steps - len(x))))
 
 
-def _require_lengths(name: str, packed: Tensor, predicted: Tensor | None) -> None:
-    known = None if predicted is None else predicted.tolist()
-    if known != packed.tolist():
+def require_lengths(name: str, packed: Tensor, predicted: Sequence[int]) -> None:
+    """Raises ValueError unless a PackedSequence has the lengths that the predictions have."""
+    if packed.tolist() != predicted:
         raise ValueError(
-            f"{name} was given a PackedSequence of lengths {packed.tolist()}, the predictive distribution has "
-            f"{'none' if known is None else known}: it is to be told the same `lengths`"
+            f"{name} was given a PackedSequence of lengths {packed.tolist()}, the predictions have {list(predicted)}: "
+            "give their distribution the same `lengths`"
         )

@@ -29,10 +29,13 @@ def run(plan: Plan, pending: Pending, settings: Sequence[str]) -> bool:
     for settings that Hydra cannot compose."""
     results = override("results", str(plan.store.root.absolute()))
     launcher = _launcher([*settings, results])
-    name, begun = type(launcher).__name__, 0
+    name, begun, waiting = type(launcher).__name__, 0, False
     try:
         while (batch := pending.runs()) or pending.elsewhere():
             if not batch:
+                if not waiting:
+                    print(f"{pending.elsewhere()} runs are made elsewhere; waiting for what they decide on", flush=True)
+                waiting = True
                 time.sleep(LOOK)
                 continue
             pending.take(batch)

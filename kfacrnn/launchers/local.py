@@ -110,9 +110,12 @@ class Launcher:
             assert child.process.stdin is not None
             child.process.stdin.close()
             code = 0 if stopping else child.process.returncode
-            if _is_left_to_another(child.planned, code):
+            if code != 0 and _is_anothers(child.planned, code):
                 self._pending.put_back([child.planned])
-            print(_ending(child.planned, code), flush=True)
+                pid = child.planned.folder.status().get("pid")
+                print(f"left to another process, {pid}: {title(child.planned)}", flush=True)
+            else:
+                print(_ending(child.planned, code), flush=True)
         return bool(ended)
 
 
@@ -120,16 +123,15 @@ def _log(planned: PlannedRun) -> Path:
     return planned.folder.path / "log.txt"
 
 
-def _is_left_to_another(planned: PlannedRun, code: int) -> bool:
-    return code != 0 and (planned.folder.state() == "running" or (code > 0 and planned.finished))
+def _is_anothers(planned: PlannedRun, code: int) -> bool:
+    """Of a run whose process ended with this error: whether it was for another's sake."""
+    return planned.folder.state() == "running" or (code > 0 and planned.finished)
 
 
 def _ending(planned: PlannedRun, code: int) -> str:
     """One line on a process that has ended: how, and for a bad end where to read on."""
     if code == 0:
         return ending(planned)
-    if _is_left_to_another(planned, code):
-        return f"left to another process, {planned.folder.status().get('pid')}: {title(planned)}"
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     lines = _log(planned).read_text(errors="replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")

@@ -196,7 +196,7 @@ def _captured_layer(maps: tuple[LinearMap, ...], tape: Tape, order: Order, x: Te
     with torch.no_grad():
         before = order(previous_hidden(h0, output))
         for map, a, probe in zip(maps, (torch.cat([x, before], -1), x, before), probes, strict=True):
-            tape.record(map, a, probe, lengths=order.lengths)
+            tape.record(map, a, probe, lengths=order.packed)
     return (order(output).to(dtype),)
 
 

@@ -126,5 +126,5 @@ def _captured_layer(map: LinearMap, tape: Tape, order: Order, x: Tensor, h0: Ten
     h0, c0 = h0.to(projected.dtype), c0.to(state)
     output, c = recur(order(projected), order(probe), weight_hh, h0, c0, order.lengths)
     with torch.no_grad():
-        tape.record(map, torch.cat([x, order(previous_hidden(h0, output))], -1), probe, lengths=order.lengths)
+        tape.record(map, torch.cat([x, order(previous_hidden(h0, output))], -1), probe, lengths=order.packed)
     return order(output), c

@@ -147,5 +147,5 @@ def _captured_layer(
     of_weight = postponed.probe(weight_hh)
     output = _Recurrence.apply(order(projected), order(probe), weight, h0, steps, postponed, of_weight)
     with torch.no_grad():
-        tape.record(map, torch.cat([x, order(previous_hidden(h0, output))], -1), probe, lengths=order.lengths)
+        tape.record(map, torch.cat([x, order(previous_hidden(h0, output))], -1), probe, lengths=order.packed)
     return (order(output),)

@@ -24,8 +24,10 @@ class Order:
     """The order in which a layer takes the steps of `[T, B, …]`: as they come, or `backwards`, each sequence within its
     length. Calling it puts steps into that order, or out of it."""
 
-    def __init__(self, backwards: bool = False, lengths: Tensor | None = None):
-        self.backwards, self.lengths = backwards, lengths
+    def __init__(self, backwards: bool = False, packed: Tensor | None = None, device: torch.device | None = None):
+        """`packed` are the lengths of a PackedSequence, on the CPU."""
+        self.backwards, self.packed = backwards, packed
+        self.lengths = None if packed is None else packed.to(device)
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self.backwards:
@@ -75,13 +77,14 @@ def run_captured(
     lengths = None
     if isinstance(input, PackedSequence):
         x, lengths = pad_packed_sequence(input)
-        lengths = lengths.to(x.device)
     elif input.dim() == 2:
         name = f"kfacrnn.nn.{type(module).__name__}"
         raise ValueError(f"{name} cannot be captured on unbatched input: pass [T, 1, input_size]")
     else:
         x = input.transpose(0, 1) if module.batch_first else input
-    directions = [Order(backwards, lengths) for backwards in ((False, True) if module.bidirectional else (False,))]
+    directions = [
+        Order(backwards, lengths, x.device) for backwards in ((False, True) if module.bidirectional else (False,))
+    ]
     if hx is None:
         zeros = x.new_zeros(len(layers), x.shape[1], module.hidden_size)
         hx = zeros if states == 1 else (zeros,) * states
@@ -96,6 +99,6 @@ def run_captured(
 
 def _packed_like(given: PackedSequence, output: Tensor, lengths: Tensor) -> PackedSequence:
     if given.sorted_indices is not None:
-        output, lengths = output.index_select(1, given.sorted_indices), lengths[given.sorted_indices]
-    packed = pack_padded_sequence(output, lengths.cpu())
+        output, lengths = output.index_select(1, given.sorted_indices), lengths[given.sorted_indices.cpu()]
+    packed = pack_padded_sequence(output, lengths)
     return PackedSequence(packed.data, given.batch_sizes, given.sorted_indices, given.unsorted_indices)

@@ -339,3 +339,19 @@ def test_a_rank_decomposes_what_is_its_own_and_nothing_else() -> None:
     counted = [sum(count * size**3 for size, count in rows.items()) for rows, _ in found]
     assert sum(counted) == sum(cost for sides in costs.values() for cost in sides) - V  # the embedding's A is diagonal
     assert sorted(counted) == pytest.approx(sorted(loads(costs, 3, 3)), abs=V)
+
+
+def with_other_numbers_of_steps() -> str:
+    trainer = Trainer("indep", {})
+    tokens, about, _ = trainer.data(0)
+    c = trainer.optimizer.statistics_cases(3)
+    with pytest.raises(ValueError) as caught:
+        trainer.optimizer.update_statistics(lambda: Categorical(trainer.model(tokens[: 3 + trainer.rank, c], about[c])))
+    return str(caught.value)
+
+
+def test_passes_with_other_numbers_of_steps_are_refused_on_all_ranks() -> None:
+    assert (
+        together(2, with_other_numbers_of_steps)
+        == ["the processes have sequences of [3, 4] steps: pad all to as many, as by total_length"] * 2
+    )

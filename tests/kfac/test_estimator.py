@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from kfacrnn.kfac.blocks import Curvature
 from kfacrnn.kfac.estimator import Estimator
@@ -150,6 +151,99 @@ def test_steps_that_the_loss_does_not_depend_on_have_no_gradient():
     torch.testing.assert_close(values(estimated, "rnn.cell"), values(whole, "rnn.cell"), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("layer", [LSTM, GRU, RNN])
+def test_a_loop_may_have_one_step(layer):
+    model = language_model(layer=layer, layers=1)
+    looped, x, y = Looped(model), tokens(1)[:1], tokens(2)[:1]
+    estimated = estimator(looped)
+    estimated.update(lambda: Given(y, logits=looped(x)))
+    expected = brute_force.language_model_series(model, x, y, (1,) * B)
+    assert_language_model(estimated, {name.replace(".l0", ".cell"): cases for name, cases in expected.items()})
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_step_may_keep_its_time_axis(batch_first):
+    model, x, y, axis = language_model(layers=1), tokens(1), tokens(2), int(batch_first)
+    looped = LanguageModel(layers=1, batch_first=batch_first).double()
+    looped.load_state_dict(model.state_dict())
+
+    def forward():
+        state, logits = None, []
+        for token in x:
+            h, state = looped.rnn(looped.embedding(token.unsqueeze(axis)), state)
+            logits.append(looped.softmax(looped.norm(h)))
+        return Given(y.mT if batch_first else y, logits=torch.cat(logits, axis), batch_first=batch_first)
+
+    estimated = estimator(looped)
+    estimated.update(forward)
+    assert_language_model(estimated, brute_force.language_model_series(model, x, y, (T,) * B))
+
+
+def test_a_loop_that_goes_backwards_over_padding_is_refused_in_any_pass():
+    model = Looped(language_model(layers=1))
+    estimated, x = estimator(model), tokens(1)
+    assert estimated.update(lambda: Categorical(model(x.flip(0)).flip(0)))
+    with pytest.raises(ValueError, match="depend on steps behind the end"):
+        estimated.update(lambda: Categorical(model(x.flip(0)).flip(0), lengths=LENGTHS))
+
+
+def test_a_cell_has_no_layout_that_could_contradict_that_of_the_predictions():
+    model = Looped(language_model(layers=1))
+    x = torch.randint(V, (B, B))
+    assert estimator(model).update(lambda: Categorical(model(x).transpose(0, 1), batch_first=True))
+
+
+def test_packed_sequences_have_no_layout_that_could_contradict_that_of_the_predictions():
+    model, packed = BatchFirst(), torch.tensor((4, 2, 1, 3))
+    x = torch.randn(4, 4, 3)
+
+    def forward():
+        h = model.rnn(pack_padded_sequence(x, packed, enforce_sorted=False))[0]
+        return Categorical(model.out(pad_packed_sequence(h)[0]), lengths=packed)
+
+    assert estimator(model).update(forward)
+
+
+def test_a_pass_that_is_not_finite_is_left_out_though_it_has_more_steps_than_the_predictions():
+    model, lengths = language_model(), torch.tensor((3, 4, 1, 2))
+    estimated = estimator(model)
+    predicted = partial(Categorical, lengths=lengths)
+    assert estimated.update(lambda: predicted(model(tokens(1), lengths)))
+    with torch.no_grad():
+        model.softmax.weight[0, 0] = torch.nan
+    assert not estimated.update(lambda: predicted(model(tokens(1), lengths)))
+
+
+class Deep(nn.Module):
+    """Uses one layer `depth` times."""
+
+    def __init__(self, used):
+        super().__init__()
+        self.rnn, self.mix, self.out, self.used = LSTM(3, 4), nn.Linear(4, 4), nn.Linear(4, V), used
+
+    def forward(self, x):
+        return self.used(self, self.rnn(x)[0])
+
+
+@pytest.mark.parametrize(
+    ("used", "message"),
+    [
+        (lambda m, h: m.out(h + m.mix(m.mix(h[-1])).tanh()), r"mix was used 2 times on 4 sequences, .* T = 5"),
+        (
+            lambda m, h: torch.stack(
+                [m.out(F.pad(m.mix(h_t[:n]), (0, 0, 0, B - n))) for h_t, n in zip(h, (4, 4, 3, 2, 1), strict=True)]
+            ),
+            "mix was given 4 sequences at one step and 1 at another: give it all of them at every step",
+        ),
+    ],
+    ids=["in depth", "shrinking"],
+)
+def test_uses_that_are_no_time_steps_are_refused_by_name(used, message):
+    model = Deep(used)
+    with pytest.raises(ValueError, match=message):
+        estimator(model).update(lambda: Categorical(model(torch.randn(T, B, 3))))
+
+
 def test_without_lengths_both_directions_take_all_steps():
     model = language_model(bidirectional=True)
     x, y = tokens(1), tokens(2)
@@ -161,9 +255,8 @@ def test_without_lengths_both_directions_take_all_steps():
 @pytest.mark.parametrize("told", [None, (5, 3, 1, 3)])
 def test_lengths_of_a_packed_sequence_that_the_distribution_does_not_share_are_refused(told):
     model, packed = language_model(), torch.tensor(LENGTHS)
-    with pytest.raises(
-        ValueError, match=r"rnn\.l0 was given a PackedSequence of lengths \[5, 3, 1, 4\], .* has (none|\[5,)"
-    ):
+    expected = r"rnn\.l0 .* PackedSequence of lengths \[5, 3, 1, 4\], the predictions have \[5, (5, 5, 5|3, 1, 3)\]"
+    with pytest.raises(ValueError, match=expected):
         estimator(model).update(lambda: Categorical(model(tokens(), packed), lengths=told))
 
 
