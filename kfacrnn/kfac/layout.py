@@ -55,19 +55,21 @@ def seen_by(
     has_every_step = sequences.padding is not None and lead[1:] == (cases,) and lead[0] >= max(sequences.lengths)
     if has_every_step and not g[steps:].nan_to_num(0).any():  # what is not finite is another's complaint
         return Pass(_of_steps(a, steps), _of_steps(g, steps), sequences)
+    raise ValueError(f"{name} {_misfit(lead, steps, cases, len(uses))}")
+
+
+def _misfit(lead: tuple[int, ...], steps: int, cases: int, uses: int) -> str:
     if lead == (steps * cases,):
-        raise ValueError(f"{name} was given time and batch folded into one axis of {lead[0]}: give it [T, B, …]")
-    there = f"but the predictions have T = {steps} and B = {cases}"
-    if len(uses) > 1:
-        raise ValueError(f"{name} was used {len(uses)} times on {lead[1]} sequences, {there}: use it at every step")
-    found_lead = f"{name} was given leading axes {list(lead)}, {there}"
+        return f"was given time and batch folded into one axis of {lead[0]}: give it [T, B, …]"
+    predicted = f"but the predictions have T = {steps} and B = {cases}"
+    if uses > 1:
+        return f"was used {uses} times on {lead[1]} sequences, {predicted}: use it at every step"
+    found = f"was given leading axes {list(lead)}, {predicted}"
     if lead == (cases, steps):
-        raise ValueError(
-            f"{found_lead}; a model whose batch comes first says so in its predictive distribution: batch_first=True"
-        )
-    raise ValueError(
-        f"{found_lead}, and all maps share the predictions' steps; where only some are predicted, such as the last, "
-        "give logits for all, as by expand, and a mask that is True there"
+        return f"{found}; a model whose batch comes first says so in its predictive distribution: batch_first=True"
+    return (
+        f"{found}, and all maps share the predictions' steps; where only some are predicted, such as the last, give "
+        "logits for all, as by expand, and a mask that is True there"
     )
 
 

@@ -82,9 +82,8 @@ def run_captured(
         raise ValueError(f"{name} cannot be captured on unbatched input: pass [T, 1, input_size]")
     else:
         x = input.transpose(0, 1) if module.batch_first else input
-    directions = [
-        Order(backwards, lengths, x.device) for backwards in ((False, True) if module.bidirectional else (False,))
-    ]
+    ways = (False, True) if module.bidirectional else (False,)
+    directions = [Order(backwards, lengths, x.device) for backwards in ways]
     if hx is None:
         zeros = x.new_zeros(len(layers), x.shape[1], module.hidden_size)
         hx = zeros if states == 1 else (zeros,) * states
