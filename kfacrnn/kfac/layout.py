@@ -24,14 +24,6 @@ class Pass(NamedTuple):
     sequences: Sequences
 
 
-class _Seen(NamedTuple):
-    """a and g as they were found; `time_first` as in `Tap`."""
-
-    a: Tensor
-    g: Tensor
-    time_first: bool | None
-
-
 def seen_by(
     name: str, uses: Sequence[Tap], gradients: Sequence[Tensor | None], batch_first: bool, sequences: Sequences
 ) -> Pass:
@@ -41,14 +33,14 @@ def seen_by(
     if all(g is None for g in gradients):
         raise ValueError(f"{name} was used, but the predictions do not depend on it")
     found = [tap.s.new_zeros(tap.s.shape) if g is None else g for tap, g in zip(uses, gradients, strict=True)]
+    a, g, time_first = uses[0].a, found[0], uses[0].time_first
     if len(uses) > 1 or uses[0].is_step:
-        a, g, known = _over_time(name, uses, found, batch_first)
-    else:
-        a, g, known = _Seen(uses[0].a, found[0], uses[0].time_first)
+        a, g = _over_time(name, uses, found, batch_first)
+        time_first = True
     steps, cases, lead = sequences.steps, sequences.cases, tuple(g.shape[:-1])
-    if known is None and lead == (cases,):
+    if time_first is None and lead == (cases,):
         return Pass(a.unsqueeze(0), g.unsqueeze(0), sequences.once())
-    if known is None and batch_first and len(lead) == 2:
+    if time_first is None and batch_first and len(lead) == 2:
         a, g, lead = a.transpose(0, 1), g.transpose(0, 1), lead[::-1]
     if lead == (steps, cases):
         return Pass(a, g, sequences)
@@ -73,8 +65,8 @@ def _misfit(lead: tuple[int, ...], steps: int, cases: int, uses: int) -> str:
     )
 
 
-def _over_time(name: str, uses: Sequence[Tap], gradients: Sequence[Tensor], batch_first: bool) -> _Seen:
-    """Of uses at every step, on `[B, …]` or with a time axis of length 1."""
+def _over_time(name: str, uses: Sequence[Tap], gradients: Sequence[Tensor], batch_first: bool) -> tuple[Tensor, Tensor]:
+    """a and g of uses at every step, on `[B, …]` or with a time axis of length 1."""
     axis = 1 if batch_first and uses[0].time_first is None else 0
     a, g = [tap.a for tap in uses], list(gradients)
     if all(tap.s.dim() == 3 and tap.s.shape[axis] == 1 for tap in uses):
@@ -89,7 +81,7 @@ def _over_time(name: str, uses: Sequence[Tap], gradients: Sequence[Tensor], batc
             f"{name} was given {max(sizes)} sequences at one step and {min(sizes)} at another: give it all of them at "
             "every step, and `lengths` to the predictive distribution"
         )
-    return _Seen(torch.stack(a), torch.stack(g), True)
+    return torch.stack(a), torch.stack(g)
 
 
 def _of_steps(x: Tensor, steps: int) -> Tensor:

@@ -31,10 +31,10 @@ def run(plan: Plan, pending: Pending, settings: Sequence[str]) -> bool:
     launcher = _launcher([*settings, results])
     name, begun, waiting = type(launcher).__name__, 0, False
     try:
-        while (batch := pending.runs()) or pending.elsewhere():
+        while (batch := pending.runs()) or (others := pending.elsewhere()):
             if not batch:
                 if not waiting:
-                    print(f"{pending.elsewhere()} runs are made elsewhere; waiting for what they decide on", flush=True)
+                    print(f"{others} runs are made elsewhere; waiting for what they decide on", flush=True)
                 waiting = True
                 time.sleep(LOOK)
                 continue

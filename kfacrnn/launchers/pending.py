@@ -23,15 +23,18 @@ class Pending:
         self._taken: set[str] = set()
 
     def runs(self) -> list[PlannedRun]:
-        known = {planned.run.run_id: planned for planned in self._plan.known()}
-        fresh = [planned for run_id, planned in known.items() if run_id not in self._taken]
+        fresh = [planned for run_id, planned in self._known().items() if run_id not in self._taken]
         return [planned for planned in fresh if planned.folder.state() in self._startable]
 
     def elsewhere(self, own: Iterable[PlannedRun] = ()) -> int:
         """How many runs are under way that are not this launcher's `own`."""
         ours = {planned.run.run_id for planned in own}
-        known = {planned.run.run_id: planned for planned in self._plan.known()}
-        return sum(planned.folder.state() == "running" for run_id, planned in known.items() if run_id not in ours)
+        others = [planned for run_id, planned in self._known().items() if run_id not in ours]
+        return sum(planned.folder.state() == "running" for planned in others)
+
+    def _known(self) -> dict[str, PlannedRun]:
+        """By run_id: several lines may share a run."""
+        return {planned.run.run_id: planned for planned in self._plan.known()}
 
     def take(self, runs: Iterable[PlannedRun]) -> None:
         self._taken.update(planned.run.run_id for planned in runs)
