@@ -36,6 +36,7 @@ from kfacrnn.kfac.maths import (
     gamma,
     inverse,
     mean_length,
+    product,
     safe_eigh,
     safe_svd,
     symmetric_part,
@@ -186,16 +187,24 @@ def _share(tolerance: float, others: Sequence[Modes]) -> float:
 
 
 def _into(P_G: tuple[Tensor, ...], Z: Tensor, P_A: Tensor) -> Tensor:
-    """P_Gᵀ Z P_A, every split's rows by its own P_G; a product of matrices is in the dtype of P."""
-    Z = Z * P_A if P_A.dim() == 1 else Z.to(P_A.dtype) @ P_A
-    rows = Z.split([len(P) for P in P_G])
-    parts = [P[:, None] * z if P.dim() == 1 else P.mT @ z.to(P.dtype) for P, z in zip(P_G, rows, strict=True)]
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    """P_Gᵀ Z P_A, every split's rows by its own P_G. Where P_A keeps a few modes, that leaves little for P_G to do."""
+    return _by_G(tuple(map(_transpose, P_G)), _by_A(Z, P_A))
 
 
 def _back(P_G: tuple[Tensor, ...], Z: Tensor, P_A: Tensor) -> Tensor:
-    """P_G Z P_Aᵀ."""
-    return _into(tuple(map(_transpose, P_G)), Z, _transpose(P_A))
+    """P_G Z P_Aᵀ, for the same reason in the other order."""
+    return _by_A(_by_G(P_G, Z), _transpose(P_A))
+
+
+def _by_G(P_G: tuple[Tensor, ...], Z: Tensor) -> Tensor:
+    rows = Z.split([P.shape[-1] for P in P_G])
+    parts = [P[:, None] * z if P.dim() == 1 else product(P, z.to(P.dtype)) for P, z in zip(P_G, rows, strict=True)]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _by_A(Z: Tensor, P_A: Tensor) -> Tensor:
+    """A product of matrices is in the dtype of P."""
+    return Z * P_A if P_A.dim() == 1 else product(Z.to(P_A.dtype), P_A)
 
 
 def _transpose(P: Tensor) -> Tensor:
