@@ -191,15 +191,14 @@ def _share(tolerance: float, others: Sequence[Modes]) -> float:
 def _together(splits: Iterable[Tensor]) -> tuple[Tensor, ...]:
     """Splits of one size as a stack, small ones as one block-diagonal matrix, diagonals as one: fewer products."""
     several = tuple(splits)
-    matrices = [P for P in several if P.dim() == 2]
-    if len(several) > 1 and not matrices:
+    kinds, shapes = {P.dim() for P in several}, {P.shape for P in several}
+    if len(several) == 1 or len(kinds) > 1:
+        return several
+    if kinds == {1}:
         return (torch.cat(several),)
-    if 1 < len(several) == len(matrices):
-        if len({P.shape for P in matrices}) == 1:
-            return (torch.stack(matrices),)
-        if sum(map(len, matrices)) <= _SMALL:
-            return (torch.block_diag(*matrices),)
-    return several
+    if len(shapes) == 1:
+        return (torch.stack(several),)
+    return (torch.block_diag(*several),) if sum(map(len, several)) <= _SMALL else several
 
 
 def _rows(P: Tensor) -> int:

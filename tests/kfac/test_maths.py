@@ -198,3 +198,9 @@ def test_rows_of_a_large_product_begin_at_cache_lines_and_its_numbers_are_those_
     torch.testing.assert_close(found.double(), X.double() @ Y.double(), rtol=1e-3, atol=1e-5)
     assert found.stride(-2) * found.element_size() % 64 == 0
     assert found.stride(-2) > 451
+
+
+def test_a_large_product_can_be_differentiated():
+    X = torch.ones(600, 3, requires_grad=True)
+    maths.product(X, torch.ones(3, 500)).sum().backward()
+    assert X.grad.eq(500).all()
