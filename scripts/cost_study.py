@@ -109,12 +109,21 @@ def section(study: Study) -> str:
 
 {markdown(header, rows)}
 
-A setting's seeds lie {statistics.median(spread(study)):.2g} apart (median over settings); {judgement(study)}
+{noise(study)}; {judgement(study)}
 """
 
 
-def spread(study: Study) -> list[float]:
-    return [setting.finals[-1] - setting.finals[0] for setting in study.settings]
+def noise(study: Study) -> str:
+    apart = spread(study)
+    if apart is None:
+        return "One seed each, so that nothing can be told apart from noise"
+    return f"A setting's seeds lie {apart:.2g} apart (median over settings)"
+
+
+def spread(study: Study) -> float | None:
+    """Between the seeds of a setting that has several."""
+    spreads = [setting.finals[-1] - setting.finals[0] for setting in study.settings if len(setting.finals) > 1]
+    return statistics.median(spreads) if spreads else None
 
 
 def judgement(study: Study) -> str:
@@ -125,12 +134,12 @@ def judgement(study: Study) -> str:
     cheaper = [setting for setting in study.settings if setting.cost < shipped.cost]
     if not cheaper:
         return "nothing is cheaper than what ships."
-    noise = statistics.median(spread(study))
+    apart = spread(study) or 0.0
     said = [
         f"{setting.line} (cost {setting.cost - shipped.cost:+.3f}, "
         + ("told apart from" if setting.low > shipped.high or setting.high < shipped.low else "within the intervals of")
         + f" the shipped; loss {setting.median - shipped.median:+.2g}, "
-        + ("within" if setting.median - shipped.median <= noise else "beyond")
+        + ("within" if setting.median - shipped.median <= apart else "beyond")
         + " that spread)"
         for setting in cheaper
     ]
@@ -154,12 +163,13 @@ def draw(studies: list[Study]) -> dict[str, bytes]:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator
 
+    others = dict.fromkeys(setting.line for study in studies for setting in study.settings if setting.line != SHIPPED)
+    colours = {SHIPPED: "#0072B2", **dict(zip(others, OTHER_COLOURS, strict=False))}
     with house_style():
         page = Figure(figsize=(4.6 * len(studies), 3.6))
         for ax, study in zip(page.subplots(1, len(studies), squeeze=False)[0], studies, strict=True):
-            colours = iter(OTHER_COLOURS)
             for setting in study.settings:
-                colour = "#0072B2" if setting.line == SHIPPED else next(colours)
+                colour = colours[setting.line]
                 ax.plot([100 * (setting.cost - 1)] * 2, [min(setting.finals), max(setting.finals)], color=colour)
                 ax.plot(100 * (setting.cost - 1), setting.median, "o", color=colour, label=setting.line)
             ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
