@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Self, cast
@@ -36,15 +36,13 @@ from kfacrnn.kfac.maths import (
     gamma,
     inverse,
     mean_length,
-    product,
     safe_eigh,
     safe_svd,
     symmetric_part,
     unwhiten,
     whiten,
 )
-
-_SMALL = 192  # rows of splits
+from kfacrnn.kfac.products import back, into, rows, together
 
 
 @dataclass(frozen=True)
@@ -64,12 +62,12 @@ class FisherInverse(ABC):
     """F⁻¹ in pre-computed form: a few products with P, N and Y are all that remains to be done."""
 
     P_A: Tensor
-    P_G: tuple[Tensor, ...]  # of the splits, one after the other, or of several `_together`
+    P_G: tuple[Tensor, ...]  # of the splits, one after the other, or of several `together`
     diagnostics: Diagnostics
 
     def multiply(self, Z: Tensor) -> Tensor:
         """F⁻¹ vec(Z) as a matrix `[Σm, n]`; raises ValueError if Z is not of that shape and of the factors' dtype."""
-        shape = (sum(map(_rows, self.P_G)), len(self.P_A))
+        shape = (sum(map(rows, self.P_G)), len(self.P_A))
         dtype = torch.promote_types(self.P_A.dtype, torch.float32)  # P may be bfloat16, factors never are
         if Z.shape != shape or Z.dtype != dtype:
             raise ValueError(f"Z must be {list(shape)} of {dtype}, got {list(Z.shape)} of {Z.dtype}")
@@ -188,60 +186,6 @@ def _share(tolerance: float, others: Sequence[Modes]) -> float:
     return tolerance / largest if largest else math.inf
 
 
-def _together(splits: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    """Splits of one size as a stack, small ones as one block-diagonal matrix, diagonals as one: fewer products."""
-    several = tuple(splits)
-    kinds, shapes = {P.dim() for P in several}, {P.shape for P in several}
-    if len(several) == 1 or len(kinds) > 1:
-        return several
-    if kinds == {1}:
-        return (torch.cat(several),)
-    if len(shapes) == 1:
-        return (torch.stack(several),)
-    return (torch.block_diag(*several),) if sum(map(len, several)) <= _SMALL else several
-
-
-def _rows(P: Tensor) -> int:
-    """Of the splits that P stands for."""
-    return P.shape[0] * P.shape[1] if P.dim() == 3 else P.shape[0]
-
-
-def _columns(P: Tensor) -> int:
-    return _rows(_transpose(P))
-
-
-def _into(P_G: tuple[Tensor, ...], Z: Tensor, P_A: Tensor) -> Tensor:
-    """P_Gᵀ Z P_A, every split's rows by its own P_G. Where P_A keeps a few modes, that leaves little for P_G to do."""
-    return _by_G(tuple(map(_transpose, P_G)), _by_A(Z, P_A))
-
-
-def _back(P_G: tuple[Tensor, ...], Z: Tensor, P_A: Tensor) -> Tensor:
-    """P_G Z P_Aᵀ, for the same reason in the other order."""
-    return _by_A(_by_G(P_G, Z), _transpose(P_A))
-
-
-def _by_G(P_G: tuple[Tensor, ...], Z: Tensor) -> Tensor:
-    if len(P_G) == 1:
-        return _by_split(P_G[0], Z)
-    return torch.cat([_by_split(P, z) for P, z in zip(P_G, Z.split([_columns(P) for P in P_G]), strict=True)])
-
-
-def _by_split(P: Tensor, Z: Tensor) -> Tensor:
-    if P.dim() == 1:
-        return P[:, None] * Z
-    Z = Z.to(P.dtype)
-    return product(P, Z) if P.dim() == 2 else product(P, Z.unflatten(0, (len(P), -1))).flatten(0, 1)
-
-
-def _by_A(Z: Tensor, P_A: Tensor) -> Tensor:
-    """A product of matrices is in the dtype of P."""
-    return Z * P_A if P_A.dim() == 1 else product(Z.to(P_A.dtype), P_A)
-
-
-def _transpose(P: Tensor) -> Tensor:
-    return P if P.dim() == 1 else P.mT
-
-
 # --------------------------------------------------------------------------------------------- the three, on one screen
 
 
@@ -256,10 +200,10 @@ class Indep(FisherInverse):
 
     @classmethod
     def of(cls, A: Modes, G: Sequence[Modes], time: Time) -> Self:
-        return cls(A.P, _together(split.P for split in G), _diagnostics(A, G))
+        return cls(A.P, together(split.P for split in G), _diagnostics(A, G))
 
     def _multiply(self, Z: Tensor) -> Tensor:
-        return _back(self.P_G, Z, self.P_A)
+        return back(self.P_G, Z, self.P_A)
 
     def for_columns(self, columns: Tensor) -> Self:
         """F⁻¹ of those columns of the weight matrix alone, which a diagonal A0 leaves independent of the others."""
@@ -284,10 +228,10 @@ class Option1(FisherInverse):
     def of(cls, A: Modes, G: Sequence[Modes], time: Time, spectrum: Callable[[Tensor], Tensor] | None = None) -> Self:
         psi = torch.outer(_kept(G), A.kept).double().clamp_(-1, 1)
         Y = gamma(psi if spectrum is None else spectrum(psi), time.lengths, time.gamma_max)
-        return cls(A.P, _together(split.P for split in G), _diagnostics(A, G), Y)
+        return cls(A.P, together(split.P for split in G), _diagnostics(A, G), Y)
 
     def _multiply(self, Z: Tensor) -> Tensor:
-        return _back(self.P_G, _into(self.P_G, Z, self.P_A).mul_(self.Y), self.P_A)
+        return back(self.P_G, into(self.P_G, Z, self.P_A).mul_(self.Y), self.P_A)
 
     def beyond(self, indep: float) -> Self:
         """F⁻¹ less `indep` times the identity of the whitened modes."""
@@ -315,14 +259,14 @@ class Option2(FisherInverse):
         psi = torch.outer(_kept(G).clamp(max=1), A.kept.clamp(max=1)).double()
         one_minus_m = (1 - psi) * (1 + psi)  # 1 − m_G m_A of appendix C.2, m = ψ̂²
         Y = 1 / (mean_length(time.lengths) * one_minus_m.clamp_(min=1 / time.gamma_max))
-        N_G = _together(split.N for split in G if split.N is not None)
-        return cls(A.P, _together(split.P for split in G), _diagnostics(A, G), Y, A.N, N_G)
+        N_G = together(split.N for split in G if split.N is not None)
+        return cls(A.P, together(split.P for split in G), _diagnostics(A, G), Y, A.N, N_G)
 
     def _multiply(self, Z: Tensor) -> Tensor:
-        p, n = _into(self.P_G, Z, self.P_A), _into(self.N_G, Z, self.N_A)
+        p, n = into(self.P_G, Z, self.P_A), into(self.N_G, Z, self.N_A)
         y = None if self.m is None else (self.m * p - n) * self.Y
         z = p.sub_(n).mul_(self.Y)
-        return _back(self.P_G, z if y is None else y, self.P_A).sub_(_back(self.N_G, z, self.N_A))
+        return back(self.P_G, z if y is None else y, self.P_A).sub_(back(self.N_G, z, self.N_A))
 
     def beyond(self, indep: float) -> Self:
         """F⁻¹ less `indep` = 1/E[T] times the identity of the whitened modes: 1/(1 − ψ̂²) − 1 = ψ̂²/(1 − ψ̂²)."""
@@ -343,11 +287,11 @@ class Few(FisherInverse):
         few_G = [split.first(_share(tolerance, [A]), split.inverse) for split in G]
         lags = lags_of(few_A, few_G, time).beyond(1 / mean_length(time.lengths))
         assert A.inverse is not None
-        inverses_G = _together(split.inverse for split in G if split.inverse is not None)
+        inverses_G = together(split.inverse for split in G if split.inverse is not None)
         return cls(A.inverse, inverses_G, lags.diagnostics, lags)
 
     def _multiply(self, Z: Tensor) -> Tensor:
-        return _back(self.P_G, Z, self.P_A).add_(self.lags._multiply(Z))
+        return back(self.P_G, Z, self.P_A).add_(self.lags._multiply(Z))
 
 
 class Approximation(NamedTuple):

@@ -9,7 +9,6 @@ Pure functions on tensors; nothing here knows of modules, parameters, time axes 
     pi       how damping is shared by the two factors                     Martens & Grosse (2015), section 6.3
     safe_*   decompositions that retry before they fail                   appendix C.3
     whiten   Ψ̂ = L⁻¹ M1 L⁻ᵀ,  M0 = L Lᵀ                                   section 3.5.4
-    product  X Y, as fast as a processor multiplies
 
 The paper whitens with the symmetric root `M0^{1/2}`. Every other root L gives an orthogonally similar Ψ̂, hence the same
 F⁻¹; Cholesky's is cheaper than an eigendecomposition and loses fewer digits.
@@ -32,8 +31,6 @@ Lengths = Mapping[int, float] | SupportsIndex
 GAMMA_MAX = 1e10
 
 _JITTERS = (1e-10, 1e-8, 1e-6)  # relative to the largest entry
-_LARGE = 1 << 18  # entries of a product
-_LINE = 64  # bytes of a cache line
 _CHUNK = 1 << 15  # elements; the working set of `eta` then stays in the cache: 3 times faster on a large matrix
 
 
@@ -287,15 +284,3 @@ def unwhiten(L: Tensor, E: Tensor) -> Tensor:
 def inverse(L: Tensor) -> Tensor:
     """M⁻¹ = L⁻ᵀ L⁻¹."""
     return L.square().reciprocal() if L.dim() == 1 else torch.cholesky_inverse(L)
-
-
-def product(X: Tensor, Y: Tensor) -> Tensor:
-    """X Y, or a stack of them. Rows of a large one begin at cache lines, as 1301 numbers in float32, one row behind the
-    other, do not: MKL takes 1.4 times as long to write those."""
-    shape = (*X.shape[:-1], Y.shape[-1])
-    has_tape = torch.is_grad_enabled() and (X.requires_grad or Y.requires_grad)
-    if math.prod(shape) < _LARGE or X.device.type != "cpu" or X.dtype == torch.bfloat16 or has_tape:
-        return X @ Y
-    line = _LINE // X.element_size()
-    padded = X.new_empty(*shape[:-1], math.ceil(shape[-1] / line) * line)
-    return torch.matmul(X, Y, out=padded[..., : shape[-1]])
