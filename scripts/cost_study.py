@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -164,7 +165,7 @@ def draw(studies: list[Study]) -> dict[str, bytes]:
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     others = dict.fromkeys(setting.line for study in studies for setting in study.settings if setting.line != SHIPPED)
-    colours = {SHIPPED: "#0072B2", **dict(zip(others, OTHER_COLOURS, strict=False))}
+    colours = {SHIPPED: "#0072B2", **dict(zip(others, cycle(OTHER_COLOURS), strict=False))}
     with house_style():
         page = Figure(figsize=(4.6 * len(studies), 3.6))
         for ax, study in zip(page.subplots(1, len(studies), squeeze=False)[0], studies, strict=True):
