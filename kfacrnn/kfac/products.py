@@ -75,8 +75,12 @@ def product(X: Tensor, Y: Tensor) -> Tensor:
     """X Y, or a stack of them. Rows of a large one begin at cache lines, as 1301 numbers in float32, one row behind the
     other, do not: MKL takes 1.4 times as long to write those."""
     shape = (*X.shape[:-1], Y.shape[-1])
-    has_tape = torch.is_grad_enabled() and (X.requires_grad or Y.requires_grad)
-    if math.prod(shape) < _LARGE or X.device.type != "cpu" or X.dtype == torch.bfloat16 or has_tape:
+    if (
+        math.prod(shape) < _LARGE
+        or X.device.type != "cpu"
+        or X.dtype == torch.bfloat16
+        or (torch.is_grad_enabled() and (X.requires_grad or Y.requires_grad))
+    ):
         return X @ Y
     line = _LINE // X.element_size()
     padded = X.new_empty(*shape[:-1], math.ceil(shape[-1] / line) * line)

@@ -379,6 +379,7 @@ def test_splits_have_as_many_correlated_modes_as_each_of_them_has(approximation)
     lag_0, lag_1 = [pair.M0 for pair in G], [pair.M1 for pair in G]
     few = inversion(approximation, *A, lag_0, lag_1, **options, lag_tolerance=0.01)()
     (P_G,) = few.lags.P_G
+    assert P_G.shape[1] > 0
     assert P_G[:5].any(0).all()
     assert not P_G[5:].any()
     exact = inversion(approximation, *A, lag_0, lag_1, **options)()
