@@ -6,15 +6,14 @@ matrix of one dimension is diagonal. Which formulas need the products, `kfacrnn.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from kfacrnn.kfac.aligned import product
+
 _SMALL = 192  # rows of splits
-_LARGE = 1 << 18  # entries of a product
-_LINE = 64  # bytes of a cache line
 
 
 def together(splits: Iterable[Tensor]) -> tuple[Tensor, ...]:
@@ -69,19 +68,3 @@ def _by_A(Z: Tensor, P_A: Tensor) -> Tensor:
 
 def _transpose(P: Tensor) -> Tensor:
     return P if P.dim() == 1 else P.mT
-
-
-def product(X: Tensor, Y: Tensor) -> Tensor:
-    """X Y, or a stack of them. Rows of a large one begin at cache lines, as 1301 numbers in float32, one row behind the
-    other, do not: MKL takes 1.4 times as long to write those."""
-    shape = (*X.shape[:-1], Y.shape[-1])
-    if (
-        math.prod(shape) < _LARGE
-        or X.device.type != "cpu"
-        or X.dtype == torch.bfloat16
-        or (torch.is_grad_enabled() and (X.requires_grad or Y.requires_grad))
-    ):
-        return X @ Y
-    line = _LINE // X.element_size()
-    padded = X.new_empty(*shape[:-1], math.ceil(shape[-1] / line) * line)
-    return torch.matmul(X, Y, out=padded[..., : shape[-1]])

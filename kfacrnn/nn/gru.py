@@ -16,10 +16,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from kfacrnn.kfac.capture import LinearMap, Tape
 from kfacrnn.nn.capturable import Capturable
+from kfacrnn.nn.linear import linear
 from kfacrnn.nn.recurrence import (
     Postponed,
     Tensors,
@@ -175,7 +175,7 @@ def maps_of(name: str, weight_ih: Tensor, weight_hh: Tensor, *biases: Tensor) ->
 def _captured_layer(maps: tuple[LinearMap, ...], tape: Tape, order: Order, x: Tensor, h0: Tensor) -> tuple[Tensor]:
     gates, *_, from_h = maps
     weight_ih, weight_hh = gates.weights
-    projected = F.linear(x, weight_ih, _bias_of_inputs(gates))
+    projected = linear(x, weight_ih, _bias_of_inputs(gates))
     state = torch.promote_types(projected.dtype, torch.float32)
     probes = [zero_leaf(projected[..., map.rows], state) for map in maps]
     dtype = torch.promote_types(h0.dtype, projected.dtype)  # torch's under autocast, unlike that of an LSTM

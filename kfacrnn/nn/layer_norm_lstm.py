@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from kfacrnn.kfac.capture import ElementwiseMap, LinearMap, Map
 from kfacrnn.nn.capturable import Capturable
+from kfacrnn.nn.linear import linear
 from kfacrnn.nn.recurrence import (
     Postponed,
     State,
@@ -251,7 +252,7 @@ class LayerNormLSTM(Capturable):
 
     def _layer(self, layer: int, x: Tensor, h0: Tensor, c0: Tensor) -> State:
         weight_ih, weight_hh, *vectors = self._parameters_of(layer)
-        projected = F.linear(x, weight_ih)
+        projected = linear(x, weight_ih)
         dtype, z = projected.dtype, at_least_float32(projected)
         vectors = [None if vector is None else vector.to(z.dtype) for vector in vectors]
         gain_ih, gain_hh, gain_c, bias, bias_c = vectors

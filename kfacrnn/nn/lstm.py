@@ -17,10 +17,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from kfacrnn.kfac.capture import LinearMap, Tape
 from kfacrnn.nn.capturable import Capturable
+from kfacrnn.nn.linear import linear
 from kfacrnn.nn.recurrence import (
     Postponed,
     State,
@@ -120,7 +120,7 @@ class LSTM(Capturable, nn.LSTM):
 
 def _captured_layer(map: LinearMap, tape: Tape, order: Order, x: Tensor, h0: Tensor, c0: Tensor) -> State:
     weight_ih, weight_hh = map.weights
-    projected = F.linear(x, weight_ih, map.biases[0] + map.biases[1] if map.biases else None)
+    projected = linear(x, weight_ih, map.biases[0] + map.biases[1] if map.biases else None)
     state = torch.promote_types(projected.dtype, torch.float32)
     probe = zero_leaf(projected, state)
     h0, c0 = h0.to(projected.dtype), c0.to(state)

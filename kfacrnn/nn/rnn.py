@@ -13,10 +13,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from kfacrnn.kfac.capture import LinearMap, Tape
 from kfacrnn.nn.capturable import Capturable
+from kfacrnn.nn.linear import linear
 from kfacrnn.nn.recurrence import (
     Postponed,
     Tensors,
@@ -140,7 +140,7 @@ def _captured_layer(
     map: LinearMap, tape: Tape, steps: type[_Tanh], order: Order, x: Tensor, h0: Tensor
 ) -> tuple[Tensor]:
     weight_ih, weight_hh = map.weights
-    projected = F.linear(x, weight_ih, map.biases[0] + map.biases[1] if map.biases else None)
+    projected = linear(x, weight_ih, map.biases[0] + map.biases[1] if map.biases else None)
     probe = zero_leaf(projected, torch.promote_types(projected.dtype, torch.float32))
     h0, postponed = h0.to(projected.dtype), Postponed()
     weight = weight_hh.detach().to(h0.dtype)

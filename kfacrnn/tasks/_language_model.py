@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from kfacrnn import ranks
 from kfacrnn.data.ptb import Corpus
 from kfacrnn.errors import UserError
-from kfacrnn.nn import LSTM, LayerNormLSTM
+from kfacrnn.nn import LSTM, LayerNormLSTM, Linear
 from kfacrnn.predictive import Categorical
 from kfacrnn.settings import setting
 
@@ -64,7 +64,7 @@ class LanguageModel(nn.Module):
         between = config.dropout if config.layers > 1 else 0.0  # torch warns of it where there is one layer
         self.embedding = nn.Embedding(vocabulary, config.hidden)
         self.recurrent = layer(config.hidden, config.hidden, config.layers, dropout=between)
-        self.softmax = nn.Linear(config.hidden, vocabulary)
+        self.softmax = Linear(config.hidden, vocabulary)
         self.dropout = nn.Dropout(config.dropout)
         self._initialize(config.init_scale)
 
