@@ -198,7 +198,7 @@ class TorchSteps:
 def run_forward(in_torch: type[StepsInTorch], of: Tensors, weight_hh: Tensor, h0: Tensor) -> None:
     """All steps; `of` holds all that goes forward but `product`, and is left with what the backward needs."""
     product = h0.new_empty(h0.shape[0], len(weight_hh))
-    steps, weight = _steps(in_torch, {**of, "product": product}), weight_hh.t()
+    steps, weight = _steps(in_torch, {**of, "product": product}), weight_hh.t().contiguous()
     for t, h in enumerate((h0, *of["output"].unbind(0)[:-1])):
         torch.mm(h, weight, out=product)
         steps.advance(t)
