@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 from types import ModuleType
 
+FOLDER = str(Path(__file__).parents[1] / "scripts")
+
 
 def script(name: str) -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # noqa: PT018
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """`scripts/name.py`, or a module of a package there."""
+    if FOLDER not in sys.path:
+        sys.path.append(FOLDER)
+    return importlib.import_module(name)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import csv
-import importlib
-import importlib.util
 import itertools
 import math
 import statistics
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,27 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.kfac import dense
+from tests.scripts import script
 
 ROOT = Path(__file__).parents[1]
 H, STEPS, CASES = 6, 3, 2
 
-
-def _loaded(name: str, path: Path, **package: Any) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path, **package)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-_PARTS = ROOT / "scripts" / "fisher_study"
-_loaded("fisher_study", _PARTS / "__init__.py", submodule_search_locations=[str(_PARTS)])
-study = _loaded("fisher_distance", ROOT / "scripts" / "fisher_distance.py")
+study = script("fisher_distance")
 problems, exact, approximations, measures, report, training = (
-    importlib.import_module(f"fisher_study.{part}")
-    for part in ("problems", "exact", "approximations", "measures", "report", "training")
+    script(f"fisher_study.{part}") for part in ("problems", "exact", "approximations", "measures", "report", "training")
 )
 
 

@@ -54,7 +54,7 @@ class Positive:
 
 
 def check_settings(**settings: Any) -> None:
-    """Those arguments of `KFAC` that can be judged one by one."""
+    """Those arguments of `KFAC` that can be judged one by one and are no `Positive`."""
 
     def holds(name: str, condition: bool, what: str) -> None:
         check(name, settings[name], condition, what)
@@ -66,7 +66,7 @@ def check_settings(**settings: Any) -> None:
     holds("approximation", value("approximation") in APPROXIMATIONS, f"one of {', '.join(APPROXIMATIONS)}")
     holds("fisher", value("fisher") in ("sampled", "empirical"), "'sampled' or 'empirical'")
     holds("fallback", value("fallback") in (None, "gradient"), "None or 'gradient'")
-    for name in ("damping", "kl_clip", "loss_scale", "gamma_max"):
+    for name in ("damping", "gamma_max"):
         check_positive(name, value(name))
     first = value("first_damping")
     holds("first_damping", first is None or (is_finite(first) and first > 0), "None, or finite and > 0")

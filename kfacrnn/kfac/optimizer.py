@@ -122,11 +122,10 @@ class KFAC(torch.optim.Optimizer):
     ):
         check_settings(
             model=model, approximation=approximation, fisher=fisher, fallback=fallback, damping=damping,
-            first_damping=first_damping, kl_clip=kl_clip, loss_scale=loss_scale, gamma_max=gamma_max,
-            statistics_fraction=statistics_fraction, inverse_share=inverse_share, statistics_decay=statistics_decay,
-            statistics_every=statistics_every, refresh_every=refresh_every, max_dense=max_dense,
-            refresh_delay=refresh_delay, compute_dtype=compute_dtype, product_dtype=product_dtype,
-            lag_tolerance=lag_tolerance,
+            first_damping=first_damping, gamma_max=gamma_max, statistics_fraction=statistics_fraction,
+            inverse_share=inverse_share, statistics_decay=statistics_decay, statistics_every=statistics_every,
+            refresh_every=refresh_every, max_dense=max_dense, refresh_delay=refresh_delay,
+            compute_dtype=compute_dtype, product_dtype=product_dtype, lag_tolerance=lag_tolerance,
         )  # fmt: skip
         params = model.parameters() if params is None else params
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
