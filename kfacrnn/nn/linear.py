@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from kfacrnn.kfac.aligned import is_worth_it, product
-from kfacrnn.nn.recurrence import Postponed, never_compiled
+from kfacrnn.nn.recurrence import Postponed
 
 
 class _Linear(torch.autograd.Function):
@@ -26,16 +26,17 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, ds: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        rows, has_bias = ds.flatten(0, -2), ctx.has_bias
-        ctx.postponed.compute = lambda: (product(rows.mT, x.flatten(0, -2)), rows.sum(0) if has_bias else None)
-        dx = product(rows, weight).view_as(x) if ctx.needs_input_grad[0] else None
+        has_bias, (out, width) = ctx.has_bias, weight.shape
+        ds = ds.reshape(-1, out)
+        ctx.postponed.compute = lambda: (product(ds.mT, x.reshape(-1, width)), ds.sum(0) if has_bias else None)
+        dx = product(ds, weight).view_as(x) if ctx.needs_input_grad[0] else None
         return dx, None, None, None, ds.new_zeros(())
 
 
-@never_compiled
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`, without second derivatives where its gradients are large and unaligned."""
-    if torch.is_autocast_enabled(x.device.type) or not any(is_worth_it(of, of.shape) for of in (x, weight)):
+    is_torchs = torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling()
+    if is_torchs or not any(is_worth_it(of, of.shape) for of in (x, weight)):
         return F.linear(x, weight, bias)
     postponed = Postponed()
     probe = postponed.probe(weight, bias)
@@ -44,7 +45,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 class Linear(nn.Linear):
     """`torch.nn.Linear` with the same arguments, `state_dict` and results; on a CPU its backward pass takes three
-    quarters of the time for, say, 650 inputs and 10,000 outputs. It then has no second derivatives."""
+    quarters of the time for, say, 650 inputs and 10,000 outputs. It then has no second derivatives and does not go
+    through `torch.func`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)

@@ -12,7 +12,16 @@ from kfacrnn.kfac.capture import Recorder
 from kfacrnn.nn import linear as module
 
 LARGE = (4, 150, 450), 640
-SIZES = [LARGE, ((600, 450), 640), ((4, 150, 448), 640), ((2, 3, 5), 7), ((700, 451), 3), ((3, 450), 640)]
+SIZES = [
+    LARGE,
+    ((600, 450), 640),
+    ((4, 150, 448), 640),
+    ((2, 3, 5), 7),
+    ((700, 451), 3),
+    ((3, 450), 640),
+    ((450,), 640),
+    ((0, 450), 640),
+]
 
 
 def twins(dtype, inputs, outputs, **options):
@@ -99,3 +108,12 @@ def test_it_can_be_captured():
         output = layer(torch.randn(shape))
     (g,) = torch.autograd.grad(output.square().sum(), tape[0].s)
     torch.testing.assert_close(g, 2 * output)
+
+
+def test_a_compiled_model_has_torchs():
+    shape, outputs = LARGE
+    theirs, ours = twins(torch.float32, shape[-1], outputs)
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    x = torch.randn(shape)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), theirs(x))
