@@ -120,17 +120,28 @@ def _draw_panel(ax: Any, described: Experiment, rows: Sequence[Row], end: float 
 def _look(described: Experiment, method: str, style: str) -> dict[str, Any]:
     """Colour for the optimiser, line style for the model, a marker for what else there is to a method."""
     optimizer, marker = described.methods[method].optimizer, described.methods[method].marker
-    look: dict[str, Any] = {"color": colour(optimizer), "linestyle": style}
+    look: dict[str, Any] = {"color": _colour(described, method), "linestyle": style}
     if optimizer in WIDTHS:
         look["linewidth"] = WIDTHS[optimizer]
     return look | ({"marker": MARKERS[marker], "markersize": 3.5, "markerfacecolor": "white"} if marker else {})
+
+
+def _colour(described: Experiment, method: str) -> str:
+    """The optimiser's; of methods that nothing else tells apart, that of the first, and another for each one more."""
+    alike: dict[Any, list[str]] = {}
+    for name, each in described.methods.items():
+        alike.setdefault((each.optimizer, each.style, each.marker), []).append(name)
+    of_method = described.methods[method]
+    place = alike[of_method.optimizer, of_method.style, of_method.marker].index(method)
+    return OTHER_COLOURS[(place - 1) % len(OTHER_COLOURS)] if place else colour(of_method.optimizer)
 
 
 def _mark_divergences(ax: Any, described: Experiment, rows: Sequence[Row]) -> None:
     """A cross on the upper edge where a run diverged."""
     for row in rows:
         if row.panel == "diverged":
-            look = {"color": colour(described.method(row.line).optimizer), "markeredgewidth": 1.4, "clip_on": False}
+            shade = _colour(described, described.lines[row.line].method)
+            look = {"color": shade, "markeredgewidth": 1.4, "clip_on": False}
             ax.plot([row.x], [1], "x", **look, transform=ax.get_xaxis_transform())
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from kfacrnn import config, experiment, figures
 from kfacrnn.curves import Curve, over_seconds, over_updates, quantile
-from kfacrnn.drawing import COLOURS, colour
+from kfacrnn.drawing import COLOURS, OTHER_COLOURS, colour
 from kfacrnn.errors import UserError
 from kfacrnn.plan import Plan, PlannedRun
 from tests.synthetic import FIGURE, TINY, store, write_experiment
@@ -278,6 +278,20 @@ def test_an_optimiser_has_one_colour_and_a_new_one_gets_a_free_one() -> None:
     assert colour("sgd") == COLOURS["sgd"]
     assert colour("toy") == colour("toy")
     assert colour("toy") not in COLOURS.values()
+
+
+def test_lines_that_nothing_else_tells_apart_have_colours_of_their_own(tmp_path: Path) -> None:
+    slow = "{optimizer: sgd, overrides: [optimizer.lr=0.01]"
+    methods = f"{{Fast: {{optimizer: sgd}}, Slow: {slow}}}, Slow dashed: {slow}, style: dashed}}}}"
+    path = write_experiment(tmp_path / "tiny.yaml", methods)
+    for method in ("Fast", "Slow", "Slow dashed"):
+        for run in confirmation(path, tmp_path, method):
+            if not run.folder.path.exists():
+                store(run, [2.0, 1.0])
+    drawn(path, tmp_path)
+    svg = (tmp_path / "figures" / "tiny.svg").read_text().lower()
+    assert COLOURS["sgd"].lower() in svg
+    assert [shade.lower() in svg for shade in OTHER_COLOURS[:2]] == [True, False]
 
 
 def test_with_models_the_legend_has_methods_and_then_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
