@@ -128,12 +128,14 @@ def _look(described: Experiment, method: str, style: str) -> dict[str, Any]:
 
 def _colour(described: Experiment, method: str) -> str:
     """The optimiser's; of methods that nothing else tells apart, that of the first, and another for each one more."""
-    alike: dict[Any, list[str]] = {}
-    for name, each in described.methods.items():
-        alike.setdefault((each.optimizer, each.style, each.marker), []).append(name)
+    alike = [name for name in described.methods if _looks(described, name) == _looks(described, method)]
+    place = alike.index(method)
+    return OTHER_COLOURS[(place - 1) % len(OTHER_COLOURS)] if place else colour(described.methods[method].optimizer)
+
+
+def _looks(described: Experiment, method: str) -> tuple[str | None, ...]:
     of_method = described.methods[method]
-    place = alike[of_method.optimizer, of_method.style, of_method.marker].index(method)
-    return OTHER_COLOURS[(place - 1) % len(OTHER_COLOURS)] if place else colour(of_method.optimizer)
+    return of_method.optimizer, of_method.style, of_method.marker
 
 
 def _mark_divergences(ax: Any, described: Experiment, rows: Sequence[Row]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.backends import mkldnn
 
-from kfacrnn.kfac.aligned import product
+from kfacrnn.kfac import aligned
 from kfacrnn.kfac.precision import has_half_precision_kernels
 from kfacrnn.nn import pointwise
 
@@ -73,7 +73,7 @@ def previous_hidden(h0: Tensor, output: Tensor) -> Tensor:
 def recurrent_weight_gradient(ds: Tensor, h0: Tensor, output: Tensor) -> Tensor:
     """Σ_t ds_tᵀ h_{t−1}, summed over cases: `[gates·hidden, hidden]`."""
     with torch.autocast(ds.device.type, enabled=False):  # a backward pass may run inside autocast
-        later = product(ds[1:].flatten(0, 1).mT, output[:-1].flatten(0, 1))
+        later = aligned.product(ds[1:].flatten(0, 1).mT, output[:-1].flatten(0, 1))
         return later.addmm_(ds[0].mT, h0)
 
 

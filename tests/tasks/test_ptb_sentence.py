@@ -121,6 +121,7 @@ def test_kfac_learns_from_batches_of_all_lengths(method: str) -> None:
     found = task(hidden=16)
     model = model_of(found)
     optimizer = KFAC(model, method, loss_scale=found.loss_scale, statistics_fraction=1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)  # few sentences a batch
     everything = found.sentences.batch(torch.arange(8), CPU)
     before = found.loss(model, everything).item()
     for _ in range(200):
@@ -131,4 +132,5 @@ def test_kfac_learns_from_batches_of_all_lengths(method: str) -> None:
         optimizer.zero_grad()
         found.loss(model, batch).backward()
         optimizer.step()
+        schedule.step()
     assert found.loss(model, everything).item() < 0.6 * before
