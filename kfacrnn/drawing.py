@@ -128,12 +128,12 @@ def _look(described: Experiment, method: str, style: str) -> dict[str, Any]:
 
 def _colour(described: Experiment, method: str) -> str:
     """The optimiser's; of methods that nothing else tells apart, that of the first, and another for each one more."""
-    alike = [name for name in described.methods if _looks(described, name) == _looks(described, method)]
+    alike = [name for name in described.methods if _told_apart_by(described, name) == _told_apart_by(described, method)]
     place = alike.index(method)
     return OTHER_COLOURS[(place - 1) % len(OTHER_COLOURS)] if place else colour(described.methods[method].optimizer)
 
 
-def _looks(described: Experiment, method: str) -> tuple[str | None, ...]:
+def _told_apart_by(described: Experiment, method: str) -> tuple[str | None, ...]:
     of_method = described.methods[method]
     return of_method.optimizer, of_method.style, of_method.marker
 
