@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Cost:
     """Seconds of an update, over a whole cycle of an optimiser's kinds of step, and where they come from. With
-    `intervals`, those of statistics and of inverses, the first updates are of other `kinds`."""
+    `intervals`, of statistics, of inverses and early ones, the first updates are of other `kinds`."""
 
     seconds: float
     file: str
     commit: str
     hardware: dict[str, Any]
     kinds: dict[str, float] = field(default_factory=dict)  # seconds by label
-    intervals: tuple[int, int] | None = None
+    intervals: tuple[int, int, float] | None = None
     p95: float | None = None  # over single updates
     command: str = ""
 
@@ -69,9 +69,9 @@ def cost(run: Run, results: Path, experiment: str, line: str) -> Cost | None:
     found = _find(file(results, f"experiment-{experiment}", run), measured | {"line": line})
     if found is None and run.task == _default_task(run.task.name):
         found = _find(file(results, f"step-cost-{run.task.name}", run), measured)
-    if found is None or not hasattr(run.optimizer, "statistics_every"):
+    if found is None or not hasattr(run.optimizer, "intervals"):
         return found
-    return replace(found, intervals=(run.optimizer.statistics_every, run.optimizer.refresh_every))
+    return replace(found, intervals=run.optimizer.intervals)
 
 
 def file(results: Path, name: str, run: Run) -> Path:

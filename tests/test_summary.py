@@ -104,7 +104,7 @@ def test_seconds_are_those_of_runs_that_had_the_machine_else_benched_else_none()
 
 def test_benched_seconds_count_the_first_updates_which_renew_curvature_more_often() -> None:
     kinds = {"plain": 1.0, "statistics": 10.0, "refresh": 100.0, "statistics+refresh": 1000.0}
-    cost = Cost(2.0, "", "", {}, kinds, (2, 4))
+    cost = Cost(2.0, "", "", {}, kinds, (2, 4, 0.25))
     # due before 0, 1, …, 8 at first; then statistics before every second update, inverses before every fourth
     assert [cost.after(updates) for updates in (0, 1, 2, 3)] == [0.0, 1000.0, 2000.0, 3000.0]
     steady = 8 * 4  # updates
@@ -112,10 +112,10 @@ def test_benched_seconds_count_the_first_updates_which_renew_curvature_more_ofte
     assert cost.after(math.inf) == math.inf
     assert Cost(2.0, "", "", {}, kinds).after(7) == 14.0
     seen = {"plain": 1.0, "statistics": 10.0, "statistics+refresh": 1000.0}  # in the steady state of these intervals
-    rare = Cost(2.0, "", "", {}, seen, (2, 4))
-    full = Cost(2.0, "", "", {}, seen | {"refresh": 1.0 + 1000.0 - 10.0}, (2, 4))
+    rare = Cost(2.0, "", "", {}, seen, (2, 4, 0.25))
+    full = Cost(2.0, "", "", {}, seen | {"refresh": 1.0 + 1000.0 - 10.0}, (2, 4, 0.25))
     assert [rare.after(updates) for updates in range(40)] == [full.after(updates) for updates in range(40)]
-    assert Cost(2.0, "", "", {}, {"statistics+refresh": 5.0}, (1, 3)).after(1) == 5.0
+    assert Cost(2.0, "", "", {}, {"statistics+refresh": 5.0}, (1, 3, 0.25)).after(1) == 5.0
 
 
 def test_lines_are_measured_against_the_baselines_of_their_own_model() -> None:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kfacrnn.kfac.cadence import is_due
+from kfacrnn.kfac.cadence import EARLY_INTERVAL, is_due
 
 SAMPLES = 2000
 LEVEL = 0.95
@@ -55,26 +55,28 @@ def frequencies(statistics_every: int, refresh_every: int) -> dict[Kind, float]:
     return {kind: counts[kind] / cycle for kind in sorted(counts)}
 
 
-def unsettled(statistics_every: int, refresh_every: int) -> list[Kind]:
+def unsettled(statistics_every: int, refresh_every: int, early_interval: float = EARLY_INTERVAL) -> list[Kind]:
     """The kind of each of the updates before that."""
-    return [*islice(schedule(statistics_every, refresh_every), _periods(statistics_every, refresh_every)[1])]
+    intervals = statistics_every, refresh_every, early_interval
+    return [*islice(schedule(*intervals), _periods(*intervals)[1])]
 
 
-def schedule(statistics_every: int, refresh_every: int) -> Iterator[Kind]:
+def schedule(statistics_every: int, refresh_every: int, early_interval: float = EARLY_INTERVAL) -> Iterator[Kind]:
     """The kind of every update of a run, from its first on."""
     newest = refreshed = -1
     for update in count():
-        statistics = is_due(update, newest, statistics_every)
+        statistics = is_due(update, newest, statistics_every, early_interval)
         newest = update if statistics else newest
-        refresh = newest > refreshed and is_due(update, refreshed, refresh_every)
+        refresh = newest > refreshed and is_due(update, refreshed, refresh_every, early_interval)
         refreshed = update if refresh else refreshed
         yield Kind(statistics, refresh)
 
 
-def _periods(statistics_every: int, refresh_every: int) -> tuple[int, int]:
+def _periods(statistics_every: int, refresh_every: int, early_interval: float = EARLY_INTERVAL) -> tuple[int, int]:
     """Updates of a cycle, and before the first one of the steady state."""
-    cycle = math.lcm(statistics_every, max(statistics_every, refresh_every))
-    return cycle, 8 * cycle
+    rarer = max(statistics_every, refresh_every)
+    cycle = math.lcm(statistics_every, rarer)
+    return cycle, cycle * math.ceil(2 * rarer / early_interval / cycle)
 
 
 def cost(rounds: Rounds, weights: Weights) -> float:

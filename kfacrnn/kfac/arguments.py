@@ -70,7 +70,7 @@ def check_settings(**settings: Any) -> None:
         check_positive(name, value(name))
     first = value("first_damping")
     holds("first_damping", first is None or (is_finite(first) and first > 0), "None, or finite and > 0")
-    for name in ("statistics_fraction", "inverse_share"):
+    for name in ("statistics_fraction", "inverse_share", "early_interval"):
         holds(name, is_finite(value(name)) and 0 < value(name) <= 1, "in (0, 1]")
     holds("statistics_decay", is_finite(value("statistics_decay")) and 0 <= value("statistics_decay") < 1, "in [0, 1)")
     tolerance = value("lag_tolerance")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from kfacrnn.kfac.blocks import Block, plain
-from kfacrnn.kfac.cadence import is_due
+from kfacrnn.kfac.cadence import EARLY_INTERVAL, is_due
 from kfacrnn.kfac.distribution import Alone
 from kfacrnn.kfac.maths import DecompositionError
 
@@ -43,11 +43,19 @@ class Inverses:
     first one has none to fall back on and raises.
     """
 
-    def __init__(self, blocks: Mapping[str, Block], every: int, delay: int, distribution: Alone | None = None):
+    def __init__(
+        self,
+        blocks: Mapping[str, Block],
+        every: int,
+        delay: int,
+        distribution: Alone | None = None,
+        early_interval: float = EARLY_INTERVAL,
+    ):
         self._blocks = blocks
         self._distribution = distribution or Alone()
         self._every = every
         self._delay = delay
+        self._early_interval = early_interval
         self._pending: _Pending | None = None
         self._may_run = Event()
         self._may_run.set()
@@ -60,7 +68,8 @@ class Inverses:
         if self._pending is not None and update >= self._pending.due:
             self._swap_in()
         is_new = newest_statistics > self._started
-        if not is_new or not is_due(update, self._started, self._every) or self._pending is not None:
+        due = is_due(update, self._started, self._every, self._early_interval)
+        if not is_new or not due or self._pending is not None:
             return
         inversions = {name: block.inversion(damping) for name, block in self._blocks.items()}
         work = self._distribution.work(inversions)

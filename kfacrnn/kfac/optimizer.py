@@ -29,7 +29,7 @@ from torch.distributed import ProcessGroup
 
 from kfacrnn.kfac.arguments import Positive, check_covered, check_forward, check_group, check_positive, check_settings
 from kfacrnn.kfac.blocks import Curvature
-from kfacrnn.kfac.cadence import is_due
+from kfacrnn.kfac.cadence import EARLY_INTERVAL, is_due
 from kfacrnn.kfac.coverage import Coverage
 from kfacrnn.kfac.damping import Damping, LevenbergMarquardt
 from kfacrnn.kfac.distribution import distribution
@@ -58,10 +58,11 @@ class KFAC(torch.optim.Optimizer):
     momentum        μ, on the preconditioned updates
     weight_decay    decoupled, multiplied by the step size taken
     statistics_every, statistics_fraction, statistics_decay
-                    k updates between statistics passes, fewer at first, see `cadence.is_due`; share of the sequences in
-                    a pass, see `statistics_cases`; decay of the averages per pass
+                    k updates between statistics passes, fewer at first; share of the sequences in a pass, see
+                    `statistics_cases`; decay of the averages per pass
     refresh_every, refresh_delay
                     r updates between inverses, fewer at first; 0: at once, d: in the background, in use d updates later
+    early_interval  updates between passes and between inverses at first, as a share of those made before; in (0, 1]
     fisher          "sampled": targets drawn from the model; "empirical": those of the data, which `forward` returns too
     fallback        None: parameters outside every block are an error; "gradient": they follow the plain gradient
     adaptive_damping
@@ -106,6 +107,7 @@ class KFAC(torch.optim.Optimizer):
         statistics_decay: float = 0.9,
         refresh_every: int = 20,
         refresh_delay: int = 0,
+        early_interval: float = EARLY_INTERVAL,
         fisher: str = "sampled",
         fallback: str | None = None,
         adaptive_damping: LevenbergMarquardt | None = None,
@@ -125,7 +127,8 @@ class KFAC(torch.optim.Optimizer):
             first_damping=first_damping, gamma_max=gamma_max, statistics_fraction=statistics_fraction,
             inverse_share=inverse_share, statistics_decay=statistics_decay, statistics_every=statistics_every,
             refresh_every=refresh_every, max_dense=max_dense, refresh_delay=refresh_delay,
-            compute_dtype=compute_dtype, product_dtype=product_dtype, lag_tolerance=lag_tolerance,
+            early_interval=early_interval, compute_dtype=compute_dtype, product_dtype=product_dtype,
+            lag_tolerance=lag_tolerance,
         )  # fmt: skip
         params = model.parameters() if params is None else params
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -136,6 +139,7 @@ class KFAC(torch.optim.Optimizer):
         self.loss_scale = loss_scale
         self._statistics_every = statistics_every
         self._statistics_fraction = statistics_fraction
+        self._early_interval = early_interval
         self._distribution = distribution(process_group, inverse_share)
         self._estimator = Estimator(
             model,
@@ -147,7 +151,9 @@ class KFAC(torch.optim.Optimizer):
             distribution=self._distribution,
         )
         check_covered(self._estimator.uncovered, fallback)
-        self._inverses = Inverses(self._estimator.blocks, refresh_every, refresh_delay, self._distribution)
+        self._inverses = Inverses(
+            self._estimator.blocks, refresh_every, refresh_delay, self._distribution, early_interval
+        )
         self._updates = self._next_case = self._skipped = 0
         self._newest_statistics = -1  # the update before which they were taken
         self._curvature = 0.0  # ΔᵀF̂Δ of the last update
@@ -169,7 +175,7 @@ class KFAC(torch.optim.Optimizer):
     @property
     def statistics_due(self) -> bool:
         """Whether `update_statistics` should be called before the next step."""
-        return is_due(self._updates, self._newest_statistics, self._statistics_every)
+        return is_due(self._updates, self._newest_statistics, self._statistics_every, self._early_interval)
 
     def statistics_cases(self, cases: int) -> slice:
         """The next `statistics_fraction` of a batch's `cases` sequences, in rotation over the passes. Where it leaves a

@@ -45,6 +45,10 @@ class Config:
         "modes with |ψ̂| no larger count as uncorrelated over time; 0: exact; null: by size",
         at_least=0, below=1, later=True, costly=True,
     )  # fmt: skip
+    early_interval: float | None = setting(
+        "updates between statistics and between inverses at first, as a share of those made before; null: 0.25",
+        above=0, at_most=1, later=True,
+    )  # fmt: skip
     first_damping: float | None = setting(
         "λ before the first update, ×0.7 with every update until it is `damping`; null: `damping` throughout",
         above=0, later=True,
@@ -59,6 +63,11 @@ class Config:
     )  # fmt: skip
     clip: float | None = setting("largest global gradient norm; null: no clipping", above=0)
     schedule: Schedule = setting("schedule of the step size, whichever bound it is at")
+
+    @property
+    def intervals(self) -> tuple[int, int, float]:
+        """Of statistics, of inverses, and early ones."""
+        return self.statistics_every, self.refresh_every, self.early_interval or 0.25
 
     def check(self) -> Iterator[str]:
         if self.refresh_delay >= self.refresh_every:
@@ -89,6 +98,7 @@ def build(approximation: str, model: nn.Module, config: Config, task: Task, seed
         statistics_decay=config.statistics_decay,
         refresh_every=config.refresh_every,
         refresh_delay=config.refresh_delay,
+        early_interval=config.intervals[2],
         quadratic_model=QuadraticModel(config.quadratic_fraction) if config.quadratic_fraction else None,
         adaptive_damping=LevenbergMarquardt(config.adapt_damping_every) if config.adapt_damping_every else None,
         max_dense=config.max_dense,

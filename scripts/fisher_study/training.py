@@ -22,7 +22,13 @@ SETTINGS = {
     "of options 1 and 2": {"lr": 0.04, "kl_clip": 0.05, "damping": 1e-5, "rate": 0.9975},
     "of indep": {"lr": 0.06, "kl_clip": 0.1, "damping": 3e-5, "rate": 0.995},
 }
-COMMON = {"momentum": 0.0, "statistics_every": 2, "statistics_fraction": 1.0, "statistics_decay": 0.95}
+COMMON = {
+    "momentum": 0.0,
+    "statistics_every": 2,
+    "statistics_fraction": 1.0,
+    "statistics_decay": 0.95,
+    "early_interval": 0.25,
+}
 UPDATES = (50, 100)
 FIRST_SEED = 201
 TASK = Path(__file__).parents[2] / "configs" / "task" / "repeat_copy.yaml"

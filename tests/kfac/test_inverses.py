@@ -53,10 +53,18 @@ def run(inverses, block, updates, statistics_every=1):
     return in_use
 
 
-def test_refreshes_are_dense_at_the_start_and_then_every_r_updates():
+@pytest.mark.parametrize(
+    ("early_interval", "made_from"),
+    [
+        (0.25, [*range(9), 10, 12, 15, 16, 20, 24, 30, 32, 40, 48, 56]),
+        (0.0625, [*range(33), *range(34, 48, 2), *range(48, 56, 3), 56, 59]),
+        (1.0, [*range(3), 4, 8, 16, 24, 32, 40, 48, 56]),
+    ],
+)
+def test_refreshes_are_dense_at_the_start_and_then_every_r_updates(early_interval, made_from):
     block = Block()
-    in_use = run(Inverses({"a": block}, every=8, delay=0), block, range(50))
-    assert sorted(set(in_use)) == [*range(9), 10, 12, 15, 16, 20, 24, 30, 32, 40, 48]
+    inverses = Inverses({"a": block}, every=8, delay=0, early_interval=early_interval)
+    assert sorted(set(run(inverses, block, range(60)))) == made_from
 
 
 def test_a_refresh_waits_for_statistics_that_are_new():
@@ -68,7 +76,7 @@ def test_a_refresh_waits_for_statistics_that_are_new():
 @pytest.mark.parametrize("delay", [1, 2, 3])
 def test_in_the_background_an_inverse_comes_into_use_exactly_d_updates_later(delay):
     block = Block()
-    in_use = run(Inverses({"a": block}, every=4, delay=delay), block, range(30))
+    in_use = run(Inverses({"a": block}, every=4, delay=delay, early_interval=0.25), block, range(30))
     assert in_use[0] == 0  # the first has nothing to be stale against
     starts = {made: in_use.index(made) for made in sorted(set(in_use))[1:]}
     assert all(first == made + delay for made, first in starts.items())

@@ -179,7 +179,7 @@ def test_every_step_is_that_of_the_recipe_on_dense_matrices(approximation, layer
     reference = Dense(model, approximation)
     optimizer = KFAC(
         model, approximation, loss_scale=T, **OPTIONS, statistics_every=2, statistics_decay=Dense.decay,
-        refresh_every=3, refresh_delay=delay,
+        refresh_every=3, refresh_delay=delay, early_interval=0.25,
     )  # fmt: skip
     scheduler = ExponentialLR(optimizer, Dense.schedule)
     # Both come before every update at first, and settle at every second and every third.
@@ -563,7 +563,7 @@ def test_the_first_step_needs_statistics():
 
 def test_statistics_are_due_at_nearly_every_update_at_first_and_later_every_k():
     model = language_model()
-    optimizer, due = KFAC(model, loss_scale=T, statistics_every=6), []
+    optimizer, due = KFAC(model, loss_scale=T, statistics_every=6, early_interval=0.25), []
     for update in range(38):
         if optimizer.statistics_due:
             due.append(update)
@@ -774,6 +774,7 @@ OUT_OF_RANGE = {
     "loss_scale": (0, -1, math.nan),
     "gamma_max": (0.0, math.inf),
     "statistics_fraction": (0.0, 1.5),
+    "early_interval": (0.0, 1.5, math.nan),
     "momentum": (-0.1, 1.0, None),
     "statistics_decay": (-0.1, 1.0),
     "weight_decay": (-1.0, math.inf),
@@ -999,7 +1000,9 @@ def test_one_full_step_on_squared_errors_is_the_least_squares_solution(variance)
 
 def test_the_stats_say_how_the_last_step_was_made():
     model = language_model()
-    optimizer = KFAC(model, "option1", loss_scale=T, lr=1e9, kl_clip=0.04, refresh_every=4, statistics_every=1)
+    optimizer = KFAC(
+        model, "option1", loss_scale=T, lr=1e9, kl_clip=0.04, refresh_every=4, statistics_every=1, early_interval=0.25
+    )
     train(model, optimizer, range(12))  # the newest refresh before update 10
     stats = optimizer.stats()
     assert stats["predicted_kl"] == pytest.approx(0.02)
