@@ -308,6 +308,7 @@ def test_the_lines_of_an_experiment_are_measured_with_their_settings(
     assert "rarely" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_process_of_its_own(tmp_path: Path) -> None:
     ballast = torch.ones(2**27)  # 512 MB on the peak of this process
     del ballast
@@ -363,6 +364,7 @@ class DNC(torch.nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_the_reference_runs_in_a_python_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

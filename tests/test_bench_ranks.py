@@ -88,8 +88,10 @@ def seen_by_real_ranks(approximation: str, share: float) -> dict[str, Any]:
     """Bytes that this rank gives to every collective, by what the update does, and that it holds; in float32."""
     torch.manual_seed(0)
     model = Model(TINY)
-    settings = {"statistics_every": 2, "refresh_every": 3, "statistics_fraction": 0.5, "inverse_share": share}
-    optimizer = KFAC(model, approximation, loss_scale=4, process_group=dist.group.WORLD, **settings)
+    optimizer = KFAC(
+        model, approximation, loss_scale=4, statistics_every=2, statistics_fraction=0.5, refresh_every=3,
+        early_interval=0.25, process_group=dist.group.WORLD, inverse_share=share,
+    )  # fmt: skip
     parallel = DistributedDataParallel(model)
     tally: Counter[str] = Counter()
 
@@ -304,6 +306,7 @@ def check_file(path: Path) -> None:
     assert len(calibration.checks(rows, json.loads(path.read_text())["primitives"])) == len(rows)
 
 
+@pytest.mark.slow
 def test_ranks_measures_one_process_and_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         bench_ranks, "launched", lambda n, function, *a: together(n, function, *a) if n > 1 else [function(*a)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -85,14 +84,11 @@ def test_a_results_path_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest
     assert "Not a directory; choose another with results=DIR" in capsys.readouterr().err
 
 
-def test_a_mistake_in_a_fresh_process_is_reported_before_torch_could_be_imported() -> None:
-    start = time.monotonic()
+def test_a_mistake_in_a_fresh_process_is_one_line() -> None:
     process = subprocess.run([*KFACRNN, "train", "optimizer.lr=fast"], capture_output=True, text=True, timeout=60)
-    seconds = time.monotonic() - start
     assert (process.returncode, process.stdout) == (2, "")
     assert process.stderr.count("\n") == 1
     assert "Traceback" not in process.stderr
-    assert seconds < 3
 
 
 def test_a_mistake_imports_no_torch() -> None:

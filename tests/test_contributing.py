@@ -60,6 +60,7 @@ def test_what_is_shown_passes_the_linter(checkout: Path) -> None:
     run(checkout, f"ruff format --check {modules}")
 
 
+@pytest.mark.slow
 def test_what_is_shown_is_listed_trained_swept_drawn_and_passes_the_contract(checkout: Path) -> None:
     said = {command.split()[1]: run(checkout, command) for command in COMMANDS}
     listing, training, sweep, figure, contract = said.values()

@@ -21,6 +21,7 @@ def said(command: list[str], folder: Path) -> str:
     ).stdout
 
 
+@pytest.mark.slow
 def test_kfac_beats_every_adam_on_ones_own_lstm(tmp_path: Path) -> None:
     lines = said([str(GALLERY / "own_lstm.py"), "picture.png"], tmp_path)
     bits = {name.strip(): float(value) for name, value in re.findall(r"^(.*?) +(\d\.\d\d) bits", lines, re.MULTILINE)}
