@@ -86,11 +86,18 @@ def _find(path: Path, measured: dict[str, Any]) -> Cost | None:
         return None
     for row in bench["rows"]:
         if measured.items() <= row.items():
-            kinds = {label: kind["ms_median"] / 1000 for label, kind in row["kinds"].items()}
             source = (f"bench/{path.name}", bench["commit"], bench["hardware"])
             own = {"p95": row["ms_p95"] / 1000, "command": bench["command"]}
-            return Cost(row["ms_mean_cycle"] / 1000, *source, kinds, **own)
+            return Cost(row["ms_mean_cycle"] / 1000, *source, _kinds(row), **own)
     return None
+
+
+def first_updates(row: dict[str, Any], run: Run) -> float:
+    """How many times its cost in the steady state, a benchmark's row, an update of a run costs on average, as its first
+    ones renew curvature more often."""
+    cost = Cost(row["ms_mean_cycle"] / 1000, "", "", {}, _kinds(row), run.optimizer.intervals)
+    updates = run.budget.updates
+    return cost.after(updates) / (updates * cost.seconds)
 
 
 def nearest(results: Path, name: str, run: Run) -> dict[str, Any] | None:
@@ -114,6 +121,10 @@ def estimate(run: Run, results: Path) -> float | None:
     batch, width = (getattr(run.task, key, 1) / getattr(default, key, 1) for key in ("batch_size", "hidden"))
     threads = bench["threads"] / run.threads
     return times.get(run.optimizer.name, min(times.values())) * batch * width**1.5 * threads
+
+
+def _kinds(row: dict[str, Any]) -> dict[str, float]:
+    return {label: kind["ms_median"] / 1000 for label, kind in row["kinds"].items()}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from kfacrnn import benched, experiment
 from kfacrnn.curves import conversion
 from kfacrnn.drawing import OTHER_COLOURS, house_style, saved, write_files
 from kfacrnn.plan import Plan
+from kfacrnn.settings import costly
 from kfacrnn.tables import markdown
 
 STUDIES = ("cost_char", "cost_word")
@@ -31,7 +32,7 @@ REFERENCE = "nothing spared"
 
 
 class Setting(NamedTuple):
-    """One line of a study: an update's cost by SGD's with its interval, and the final value of every seed."""
+    """A line of a study: an update's cost by SGD's, over whole runs, with an interval, and every seed's last value."""
 
     line: str
     cost: float
@@ -59,15 +60,16 @@ def read(name: str, results: Path) -> Study:
     plan, settings, missing = Plan(described, str(results)), [], {}
     for line in plan.lines:
         planned = plan.confirmation(line)
-        runs = [run for run in planned if run.finished]
-        bench = benched.nearest(results, f"experiment-{described.name}", planned[0].run) or {"rows": []}
-        row = next((row for row in bench["rows"] if row["line"] == line), None)
+        runs, run = [each for each in planned if each.finished], planned[0].run
+        bench = benched.nearest(results, f"experiment-{described.name}", run) or {"rows": []}
+        row = next((row for row in bench["rows"] if row["settings"] == costly(run.optimizer)), None)
         if not runs or row is None:
             missing[line] = f"kfacrnn bench experiment {name}" if runs else f"kfacrnn sweep {name} --only '{line}'"
             continue
         convert = conversion(runs[0].folder.task()["metric"])
-        finals = sorted(convert(run.score(described.select)) for run in runs)
-        settings.append(Setting(line, row["ratio_to_sgd"], row["low"], row["high"], finals))
+        finals = sorted(convert(each.score(described.select)) for each in runs)
+        cost, low, high = (row[key] * benched.first_updates(row, run) for key in ("ratio_to_sgd", "low", "high"))
+        settings.append(Setting(line, cost, low, high, finals))
     settings.sort(key=lambda setting: setting.cost)
     return Study(described.name, described.figure.title, described.figure.y.label, settings, missing)
 
@@ -104,7 +106,8 @@ def section(study: Study) -> str:
         )
         for setting in study.settings
     ]
-    header = ("setting", "an update by SGD's", "interval", f"{study.label}, each seed", f"median above {REFERENCE}")
+    cost = "an update by SGD's, mean over the run"
+    header = ("setting", cost, "interval", f"{study.label}, each seed", f"median above {REFERENCE}")
     return f"""\
 ## {study.title}
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import pandas as pd
 import pytest
 
-from kfacrnn import experiment
+from kfacrnn import experiment, settings
 from kfacrnn.plan import Plan
 from tests import scripts, synthetic
 
@@ -20,6 +20,7 @@ SETTINGS = {  # the losses of two seeds, and an update's cost by SGD's
     "never": ((0.60, 0.62), 1.01),
     "as good": ((0.1, 0.1), None),
 }
+STEADY = {"ms_mean_cycle": 1.0, "kinds": {label: {"ms_median": 1.0} for label in ("plain", "statistics+refresh")}}
 
 
 @pytest.fixture
@@ -42,7 +43,8 @@ def results(tmp_path: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch)
         for run, loss in zip(plan.confirmation(line), losses, strict=True):
             synthetic.store(run, [loss], every=4)
         if cost is not None:
-            rows.append({"line": line, "ratio_to_sgd": cost, "low": cost - 0.02, "high": cost + 0.02})
+            measured = {"ratio_to_sgd": cost, "low": cost - 0.02, "high": cost + 0.02}
+            rows.append({"settings": settings.costly(plan.confirmation(line)[0].run.optimizer), **STEADY, **measured})
     (results / "bench").mkdir(parents=True)
     content = {"overrides": [], "machine": {"busy": False}, "rows": rows}
     (results / "bench" / "experiment-study-fp32-threads=1.json").write_text(json.dumps(content))

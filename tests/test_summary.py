@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from kfacrnn import benched, config
 from kfacrnn.benched import Cost
 from kfacrnn.curves import Curve
 from kfacrnn.summary import Entry, Line, Run, interval, smoothed, summarise
@@ -116,6 +117,15 @@ def test_benched_seconds_count_the_first_updates_which_renew_curvature_more_ofte
     full = Cost(2.0, "", "", {}, seen | {"refresh": 1.0 + 1000.0 - 10.0}, (2, 4, 0.25))
     assert [rare.after(updates) for updates in range(40)] == [full.after(updates) for updates in range(40)]
     assert Cost(2.0, "", "", {}, {"statistics+refresh": 5.0}, (1, 3, 0.25)).after(1) == 5.0
+
+
+def test_what_a_run_costs_on_average_counts_its_first_updates() -> None:
+    settings = ["statistics_every=4", "refresh_every=4", "early_interval=0.25"]
+    overrides = ["optimizer=kfac_option1", *(f"optimizer.{setting}" for setting in settings), "budget.updates=400"]
+    run = config.compose(["task=repeat_copy", *overrides])
+    row = {"ms_mean_cycle": 2.0, "kinds": {"plain": {"ms_median": 1.0}, "statistics+refresh": {"ms_median": 5.0}}}
+    # due before 0, 1, …, 8, 10, 12, 15, and every fourth from 16 on: eight more than at every fourth, 4 ms dearer each
+    assert benched.first_updates(row, run) == pytest.approx((400 * 2.0 + 8 * 4.0) / (400 * 2.0))
 
 
 def test_lines_are_measured_against_the_baselines_of_their_own_model() -> None:
