@@ -176,7 +176,7 @@ def draw(studies: list[Study]) -> dict[str, bytes]:
                 colour = colours[setting.line]
                 ax.plot([100 * (setting.cost - 1)] * 2, [min(setting.finals), max(setting.finals)], color=colour)
                 ax.plot(100 * (setting.cost - 1), setting.median, "o", color=colour, label=setting.line)
-            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
             ax.set_xscale("log")
             ax.margins(x=0.1, y=0.2)
             ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
