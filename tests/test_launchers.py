@@ -24,12 +24,18 @@ PLUGINS = {"joblib": "hydra_joblib_launcher", "submitit_local": "hydra_submitit_
 
 
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """An experiment that tunes a grid and confirms, and the store of a sweep on this machine."""
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An experiment that tunes a grid and confirms."""
     folder = tmp_path_factory.mktemp("tuned")
-    path = write_experiment(folder / "tuned.yaml", TUNED, tune="{seed: 0, overrides: [budget.updates=2]}")
-    assert processes.run(["sweep", path, "--jobs", "2", "--results", str(folder / "here")], folder / "said.txt")[0] == 0
-    return path, folder / "here"
+    return write_experiment(folder / "tuned.yaml", TUNED, tune="{seed: 0, overrides: [budget.updates=2]}")
+
+
+@pytest.fixture(scope="module")
+def here(path: str) -> Path:
+    """The store of its sweep on this machine."""
+    results = Path(path).parent / "here"
+    assert processes.run(["sweep", path, "--jobs", "2", "--results", str(results)], results.with_suffix(".txt"))[0] == 0
+    return results
 
 
 def kfacrnn(arguments: list[str]) -> str:
@@ -38,9 +44,9 @@ def kfacrnn(arguments: list[str]) -> str:
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120, check=True).stdout
 
 
-@pytest.mark.parametrize("name", ["basic", "joblib", "submitit_local", pytest.param("ray", marks=pytest.mark.slow)])
-def test_a_launcher_of_hydras_leaves_the_same_store(name: str, tuned: tuple[str, Path], tmp_path: Path) -> None:
-    path, here = tuned
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["basic", "joblib", "submitit_local", "ray"])
+def test_a_launcher_of_hydras_leaves_the_same_store(name: str, path: str, here: Path, tmp_path: Path) -> None:
     if name in PLUGINS:
         pytest.importorskip(f"hydra_plugins.{PLUGINS[name]}")
     command = ["sweep", path, "--results", str(tmp_path / "there"), f"hydra/launcher={name}"]
@@ -52,8 +58,7 @@ def test_a_launcher_of_hydras_leaves_the_same_store(name: str, tuned: tuple[str,
     assert all(len(folder.meta()["sessions"]) == 1 for folder in Store(tmp_path / "there"))
 
 
-def test_mistakes_are_one_line_before_the_first_run(tuned: tuple[str, Path], tmp_path: Path) -> None:
-    path, _ = tuned
+def test_mistakes_are_one_line_before_the_first_run(path: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="hydra/launcher/nope"):
         sweep.sweep(path, results=str(tmp_path / "results"), overrides=["hydra/launcher=nope"])
     with pytest.raises(UserError, match="--jobs 2: Hydra's launchers have a setting of their own"):

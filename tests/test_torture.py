@@ -16,7 +16,6 @@ from tests.torture.tally import Tally, record, table
 SHORT = [
     (disk.of_the_disk, 8),
     (disk.of_files, 8),
-    (disk.of_results, 3),
     (numbers.of_poison, 2),
     (numbers.of_explosions, 3),
     (fuzz.of_command_lines, 10),
@@ -27,7 +26,7 @@ SHORT = [
     (load.of_a_long_run, 40),
 ]
 SLOW = [(kills.of_runs, 5), (kills.of_sweeps, 3), (kills.of_figures, 2), (kills.of_uploads, 2)]
-SLOW += [(fuzz.of_offline_files, 3), (load.of_concurrent_sweeps, 1)]
+SLOW += [(disk.of_results, 3), (fuzz.of_offline_files, 3), (load.of_concurrent_sweeps, 1)]
 
 
 def survives(fault: Callable[..., Any], times: int, place: Path) -> None:
