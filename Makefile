@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/installed
 # One thread: many small tensors are no faster with two, and sums then always go in the same order.
 # Several processes, a module of tests to each: modules share what they have trained. In order of names: by numbers of
 # tests, as is the default, the longest modules come last, and one process runs them while the others wait.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-full torture bench lint format clean
