@@ -55,7 +55,7 @@ def frequencies(statistics_every: int, refresh_every: int) -> dict[Kind, float]:
     return {kind: counts[kind] / cycle for kind in sorted(counts)}
 
 
-def unsettled(statistics_every: int, refresh_every: int, early_interval: float = EARLY_INTERVAL) -> list[Kind]:
+def unsettled(statistics_every: int, refresh_every: int, early_interval: float) -> list[Kind]:
     """The kind of each of the updates before that."""
     intervals = statistics_every, refresh_every, early_interval
     return [*islice(schedule(*intervals), _periods(*intervals)[1])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 EARLY_INTERVAL = 1 / 16
 
 
-def is_due(update: int, newest: int, every: int, early_interval: float = EARLY_INTERVAL) -> bool:
+def is_due(update: int, newest: int, every: int, early_interval: float) -> bool:
     """Whether curvature last renewed before update `newest` (-1: never) is to be renewed before `update`: at multiples
     of `every`, and whenever `every` updates have passed or, if that is sooner, `early_interval` times as many as had
     been made before the last renewal.
