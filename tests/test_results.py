@@ -1,4 +1,4 @@
-"""The tables of README.md say what the stored runs say: every number again, from their metrics."""
+"""The tables of docs/results.md say what the stored runs say: every number again, from their metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kfacrnn import experiment
 from kfacrnn.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "results.md").read_text()
 Rows = list[dict[str, str]]
 
 
