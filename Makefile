@@ -8,6 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
+# Whatever the shell says: without bytecode every process compiles torch's thousand modules again, for ten seconds.
+export PYTHONDONTWRITEBYTECODE :=
+
 # One thread: many small tensors are no faster with two, and sums then always go in the same order.
 # Several processes, a module of tests to each: modules share what they have trained. In order of names: by numbers of
 # tests, as is the default, the longest modules come last, and one process runs them while the others wait.
