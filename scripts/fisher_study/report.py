@@ -64,7 +64,7 @@ shipped λ is 0.001 to 0.002 (1e-5, indep 3e-5).
 **Does the better approximation train better?** While it is better. In the first 100 updates of repeated copy options 1
 and 2 are ahead of indep at equal settings, be they indep's own or theirs: at 24.4 to 26.5 nats against 30.3 and 30.5,
 on 5 or 6 of 6 seeds. In the stored runs (8 and 5 seeds; there indep has settings of its own) not every option leads at
-100 updates: they are at 25.5 to 30.5 nats, indep at 28.6 and 28.7. At 300 nearly all have solved the task: every median
+100 updates: they are at 25.4 to 31.7 nats, indep at 27.0 and 29.2. At 300 nearly all have solved the task: every median
 is below 1 nat. On characters (3 seeds, equal settings) the medians of options 1 and 2 are within 2 % of indep's at all
 updates below. That fits the distances, which are of much smaller models, of 3 seeds and of one way of training: it is
 no proof. (The six seeds at equal settings were trained before K-FAC renewed its curvature more often at first, and with
