@@ -477,6 +477,7 @@ def test_the_reading_of_the_training_is_true_of_the_stored_curves() -> None:
         assert min(options)[0] < indep[0]
         indep, *options = at(experiment, 300)
         assert max(middle for middle, _, _ in (indep, *options)) < 1
+        assert all(option[0] > indep[0] / 1.21 for option in options)
     for update in report.UPDATES:
         indep, *options = at("char_defaults", update)
         assert all(abs(option[0] - indep[0]) <= 0.02 * indep[0] for option in options)

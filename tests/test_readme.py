@@ -23,5 +23,8 @@ def test_the_language_model_of_the_readme_learns_with_two_lines_more_than_with_a
 
 @pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")], ids=lambda page: page.name)
 def test_every_file_that_a_page_points_to_exists(page: Path) -> None:
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+    text = page.read_text()
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text) + re.findall(r'src="(?!https?:)([^"]+)"', text)
+    assert links or page.name != "README.md"
+    for link in links:
         assert (page.parent / link).exists(), link

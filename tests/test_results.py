@@ -1,9 +1,11 @@
-"""The tables of docs/results.md say what the stored runs say: every number again, from their metrics."""
+"""The tables of docs/results.md say what the stored runs say: every number again, from their metrics.
+What a figure was drawn from is stored."""
 
 from __future__ import annotations
 
 import csv
 import functools
+import json
 import math
 import re
 import statistics
@@ -102,3 +104,12 @@ def test_the_dnc_as_shipped() -> None:
         ]
         median = statistics.median(firsts)
         assert cells[2] == ("not reached" if math.isinf(median) else f"{median:.0f}"), line
+
+
+@pytest.mark.parametrize("figure", sorted((ROOT / "results" / "figures").glob("*.json")), ids=lambda path: path.stem)
+def test_every_run_that_a_figure_shows_is_stored(figure: Path) -> None:
+    stored = {path.parent.name for path in (ROOT / "results" / "runs").glob("*/*/*/metrics.csv")}
+    lines = json.loads(figure.read_text())["lines"]
+    assert lines
+    for line in lines:
+        assert {run["run_id"] for run in line["runs"]} <= stored, line["line"]
