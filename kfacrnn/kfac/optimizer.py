@@ -8,8 +8,8 @@
                        momentum      v ← μv − ηΔ,  θ ← θ + v;  η and μ may come from `kfacrnn.kfac.quadratic` instead
 
 Where this is not meant to be used: a loss that is no log-likelihood (there is no Fisher), batches of a few dozen
-time-steps in all (the factors are noise), and layers that are called once per time-step (their time axis cannot be
-seen; such use is refused).
+time-steps in all (the factors are noise), and layers that are used at some of the time-steps only, or out of their
+order (their time axis cannot be seen; what can be told apart is refused).
 
 J. Martens, J. Ba, M. Johnson, "Kronecker-factored Curvature Approximations for Recurrent Neural Networks", ICLR 2018.
 J. Ba, R. Grosse, J. Martens, "Distributed Second-Order Optimization using Kronecker-Factored Approximations", ICLR 2017
