@@ -6,12 +6,16 @@ names. Every mistake ends in one line that names the key, the value and the near
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kfacrnn import discovery, settings
@@ -59,32 +63,26 @@ class Tracker:
     job_type: str | None = None  # tune | confirm, of an experiment's runs
 
 
-@dataclass
-class Basics:
-    """The settings that belong to no group."""
+@dataclass(kw_only=True)
+class Run:
+    """One training run, completely. `task` and `optimizer` are the `Config` dataclasses of their modules."""
 
     seed: int = setting("seeds weights, data and sampling", at_least=0, at_most=2**31 - 1)
     precision: str = setting("arithmetic of forward and backward passes", choices=["fp32", "bf16"])
     threads: int = setting("threads of one run", at_least=1, at_most=1024)
     device: str = setting("cpu, cuda or cuda:1")
     results: str = setting("folder of the result store")
+    budget: Budget
+    tracker: Tracker
+    data: Data
+    optimizer: Any
+    task: Any
 
     def check(self) -> Iterator[str]:
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             yield f"device={self.device}: must be cpu, cuda or cuda:N, such as cuda:1"
         if not self.results:
             yield "results=: must name a folder"
-
-
-@dataclass(kw_only=True)
-class Run(Basics):
-    """One training run, completely. `task` and `optimizer` are the `Config` dataclasses of their modules."""
-
-    budget: Budget
-    tracker: Tracker
-    data: Data
-    optimizer: Any
-    task: Any
 
     @property
     def scientific(self) -> dict[str, Any]:
@@ -103,13 +101,47 @@ class Run(Basics):
         return hashlib.sha256(json.dumps(self.scientific, sort_keys=True).encode()).hexdigest()[:12]
 
 
-SCHEMAS = {"budget": Budget, "tracker": Tracker, "data": Data}
 MODULES = {"optimizer": "optimizers", "task": "tasks"}
-GROUPS = (*SCHEMAS, *MODULES)
+GROUPS = ("budget", "tracker", "data", *MODULES)
 
 
 def compose(overrides: Sequence[str]) -> Run:
     """The run that Hydra overrides such as `["task=ptb_char", "optimizer.lr=0.1"]` describe. Raises `UserError`."""
+    return typed(_composed(overrides))
+
+
+class Composer:
+    """`compose` for many runs of few choices of groups: Hydra reads the files once for each, which is most of its time.
+
+    Values of settings that are there are set as Hydra sets them; what is anything else is for Hydra, and so is what it
+    has to complain of.
+    """
+
+    def __init__(self) -> None:
+        self._chosen: dict[tuple[str, ...], DictConfig] = {}
+
+    def compose(self, overrides: Sequence[str]) -> Run:
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        parsed = parse(overrides)
+        if not all(_sets_one_value(override) for override in parsed):
+            return compose(overrides)
+        is_choice = [_folder(override).is_dir() for override in parsed]
+        groups = tuple(itertools.compress(overrides, is_choice))
+        if groups not in self._chosen:
+            self._chosen[groups] = _composed(groups)
+        config = copy.deepcopy(self._chosen[groups])
+        try:
+            for override, is_of_group in zip(parsed, is_choice, strict=True):
+                if not is_of_group:
+                    OmegaConf.update(config, override.key_or_group, override.value())
+        except OmegaConfBaseException:
+            return compose(overrides)
+        return typed(config)
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -120,10 +152,9 @@ def compose(overrides: Sequence[str]) -> Run:
     with initialize_config_dir(str(discovery.resource("configs")), version_base="1.3"):
         try:
             _check_choices(overrides)
-            config = hydra_compose("config", overrides=list(overrides))
+            return hydra_compose("config", overrides=list(overrides))
         except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: such as `hydra=3`
             raise UserError(_explain(error, overrides)) from error
-    return typed(config)
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
@@ -136,6 +167,8 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     except OverrideParseException as error:
         example = """write key=value, such as optimizer.lr=0.1 or results="'größe'\""""
         raise UserError(f"'{error.override}' is no override: {example} ({first_line(error)})") from error
+    except ValueError as error:  # thousands of digits
+        raise UserError(first_line(error)) from error
 
 
 def _check_choices(overrides: Sequence[str]) -> None:
@@ -144,7 +177,7 @@ def _check_choices(overrides: Sequence[str]) -> None:
         group, choice = override.key_or_group, override.value()
         if override.is_sweep_override():
             raise UserError(f"{override.input_line}: several values at once need the flag -m")
-        folder = discovery.place(discovery.resource("configs") / group)
+        folder = _folder(override)
         if not folder.is_dir() or isinstance(choice, dict):  # a dictionary sets keys
             continue
         nested = [f"{path.parent.name}/{path.stem}" for path in sorted(folder.glob("*/[!_]*.yaml"))]
@@ -155,73 +188,74 @@ def _check_choices(overrides: Sequence[str]) -> None:
             raise UserError(discovery.unknown(group, str(choice), options))
 
 
+def _folder(override: Override) -> Path:
+    """Where the files of a group are; there is none for a setting."""
+    return discovery.place(discovery.resource("configs") / override.key_or_group)
+
+
+def _sets_one_value(override: Override) -> bool:
+    """Whether it is `key=value` and no more: no +, ~, @, sweep or dictionary."""
+    is_plain = override.type is not None and override.type.name == "CHANGE" and override.package is None
+    return is_plain and not override.is_sweep_override() and not isinstance(override.value(), dict)
+
+
 def typed(config: DictConfig) -> Run:
     """Checks a composed configuration against the dataclasses: types first, then names, then ranges."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-    plain = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(plain, dict)
+    plain: Any = OmegaConf.to_container(config, resolve=False)
     plain.pop("hydra", None)
     fields = [field.name for field in dataclasses.fields(Run)]
     for key in plain:
         if key not in fields:
             raise UserError(discovery.unknown("key", str(key), fields))
+    schema: Any = OmegaConf.structured(Run)
     for key in GROUPS:
         if not isinstance(plain.get(key), dict):
             raise UserError(f"{key}={_shown(plain.get(key))}: must be a group of settings, as in configs")
-    values = vars(_checked(Basics, config, ""))
-    for key, schema in SCHEMAS.items():
-        values[key] = _checked(schema, config, key)
     for key, package in MODULES.items():
         name = str(plain[key].get("name"))
         if name not in discovery.modules(package):
             problem = discovery.unknown(f"module in kfacrnn/{package}", name, discovery.modules(package))
             raise UserError(f"{key}.name={name}: {problem}")
-        values[key] = _checked(discovery.load(package, name).Config, config, key)
-    return Run(**values)
-
-
-def _checked(schema: Any, config: DictConfig, key: str) -> Any:
-    """`config[key]`, or the basics for an empty key, as an instance of the dataclass `schema`."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-
-    prefix = f"{key}." if key else ""
-    fields = [field.name for field in dataclasses.fields(schema)]
-    typed_part = OmegaConf.structured(schema)
-    file = f"configs/{key}/{_raw(config, f'{key}.name')}.yaml"
-    where = f" ({file})" if key and discovery.place(discovery.resource("configs").parent / file).is_file() else ""
+        schema[key] = discovery.load(package, name).Config
     try:
-        if key:  # beside the other groups, so that it may refer to them
-            merged: Any = OmegaConf.select(OmegaConf.merge({key: typed_part}, config), key)
-        else:
-            merged = OmegaConf.merge(typed_part, OmegaConf.masked_copy(config, fields))
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            raise UserError(f"{prefix}{missing[0]} has no value{where}")
-        checked = OmegaConf.to_object(merged)
+        merged = OmegaConf.merge(schema, OmegaConf.masked_copy(config, fields))
+        if missing := sorted(OmegaConf.missing_keys(merged)):
+            raise UserError(f"{missing[0]} has no value{_file(missing[0], plain)}")
+        run = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        name = prefix + str(error.full_key or error.key).removeprefix(prefix)
+        name = str(error.full_key or error.key)
         if isinstance(error, ConfigKeyError):
-            owner = error.object_type if dataclasses.is_dataclass(error.object_type) else schema
-            there_are = [field.name for field in dataclasses.fields(owner)]
-            raise UserError(f"{name}: {discovery.unknown('key', str(error.key), there_are)}{where}") from error
-        raise UserError(f"{name}={_shown(_raw(config, name))}: {first_line(error)}{where}") from error
-    except OverflowError as error:  # an integer of hundreds of digits; OmegaConf does not say which
-        raise UserError(f"{key or 'configuration'}: a number is too large for a float{where}") from error
-    for problem in settings.problems(checked, prefix):
+            there_are = [field.name for field in dataclasses.fields(error.object_type)]  # type: ignore[arg-type]
+            problem = discovery.unknown("key", str(error.key), there_are)
+            raise UserError(f"{name}: {problem}{_file(name, plain)}") from error
+        value = _shown(dict(_leaves(plain)).get(name))
+        raise UserError(f"{name}={value}: {first_line(error)}{_file(name, plain)}") from error
+    except OverflowError as error:  # OmegaConf does not say which
+        name = next(key for key, value in _leaves(plain) if isinstance(value, int) and abs(value) > sys.float_info.max)
+        raise UserError(f"{name}: the number is too large for a float{_file(name, plain)}") from error
+    assert isinstance(run, Run)
+    for problem in settings.problems(run):
         raise UserError(problem)
-    return checked
+    return run
 
 
-def _raw(config: DictConfig, name: str) -> Any:
-    """The value at a dotted name as it was written, interpolations unresolved."""
-    from omegaconf import OmegaConf
+def _file(name: str, plain: dict[str, Any]) -> str:
+    """Where the group of a setting has its values, in brackets; nothing where no file says."""
+    group, _, is_in_group = name.partition(".")
+    file = f"configs/{group}/{plain[group].get('name')}.yaml" if is_in_group and group in GROUPS else ""
+    is_there = file and discovery.place(discovery.resource("configs").parent / file).is_file()
+    return f" ({file})" if is_there else ""
 
-    node: Any = OmegaConf.to_container(config, resolve=False)
-    for key in name.split("."):
-        node = node.get(key) if isinstance(node, dict) else None
-    return node
+
+def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a configuration by its dotted name, groups included, with its value as it was written."""
+    for key, value in node.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
 
 
 def _shown(value: Any) -> str:
@@ -253,14 +287,5 @@ def _keys(overrides: Sequence[str]) -> list[str]:
     from omegaconf import OmegaConf
 
     groups = [o for o in overrides if o.split("=", 1)[0] in ("task", "optimizer", "budget", "tracker")]
-    plain = OmegaConf.to_container(hydra_compose("config", overrides=groups))
-    keys: list[str] = []
-
-    def walk(node: Any, prefix: str) -> None:
-        for key, value in node.items():
-            keys.append(f"{prefix}{key}")
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{key}.")
-
-    walk(plain, "")
-    return keys
+    plain: Any = OmegaConf.to_container(hydra_compose("config", overrides=groups))
+    return [name for name, _ in _leaves(plain)]

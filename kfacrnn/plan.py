@@ -75,6 +75,7 @@ class Plan:
         self.lines = [name for name, line in experiment.lines.items() if not only or line.method in only]
         self._refuse_searched_keys(overrides)
         self._overrides = tuple(overrides)
+        self._composer = config.Composer()
         self._composed: dict[tuple[str, ...], config.Run] = {}
         self._scores: dict[str, float] = {}  # by run_id; reading whole curves at every turn of a sweep takes seconds
         self.tuning = {line: [self._planned(point) for point in experiment.tuning(line)] for line in self.lines}
@@ -82,9 +83,9 @@ class Plan:
     def _planned(self, point: Point) -> PlannedRun:
         overrides = (*point.overrides, *self._overrides)
         seedless = tuple(override for override in overrides if override != f"seed={point.seed}")
-        if seedless not in self._composed:  # composing takes Hydra some 50 ms, and seeds need no check of their own
+        if seedless not in self._composed:  # seeds need no check of their own
             try:
-                self._composed[seedless] = config.compose(overrides)
+                self._composed[seedless] = self._composer.compose(overrides)
             except UserError as error:
                 where = f"{self.experiment.name}, method {point.line}, {point.role} {point}"
                 raise UserError(f"{where}: {error}") from error

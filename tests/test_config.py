@@ -84,10 +84,13 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
 ]
 
 
+MANY = config.Composer()
+
+
 @pytest.mark.parametrize(("overrides", "named"), MISTAKES, ids=lambda value: " ".join(value)[:40].replace("\n", "⏎"))
 def test_a_mistake_is_one_line_with_key_value_and_remedy(overrides: list[str], named: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        config.compose(overrides)
+        MANY.compose(overrides)
     line = str(caught.value)
     assert "\n" not in line
     assert len(line) < 1500
@@ -106,11 +109,16 @@ def test_a_mistake_is_one_line_with_key_value_and_remedy(overrides: list[str], n
         ["device=cuda:1"],
         ["~tuned"],
         ["optimizer=kfac_option2", "tuned=repeat_copy/kfac_indep"],
+        ["optimizer.schedule.kind=constant", "optimizer.lr=0.5", "optimizer=sgd", "optimizer.lr=2", "task=ptb_char"],
+        ["optimizer.lr=2", "++optimizer.lr=3", "optimizer={clip: 1}", "optimizer/schedule=step"],
     ],
     ids=lambda overrides: overrides[-1],
 )
-def test_what_is_unusual_but_right_passes(overrides: list[str]) -> None:
-    assert isinstance(config.compose(overrides), Run)
+def test_what_is_unusual_but_right_passes_and_is_the_same_among_many(overrides: list[str]) -> None:
+    alone = config.compose(overrides)
+    assert isinstance(alone, Run)
+    assert MANY.compose(overrides) == alone
+    assert MANY.compose([]) == config.compose([])
 
 
 def test_a_bad_composition_does_not_spoil_the_next() -> None:
