@@ -87,7 +87,8 @@ over seeds; of three seeds the least and the greatest. On repeated copy indep ha
 def lines(rows: Rows, lag_rows: Rows, runs: Rows, command: str, whole: bool) -> Iterator[str]:
     """The Markdown; the reading belongs to the whole study alone."""
     usual = [row for row in rows if row["damping"] == USUAL]
-    greatest = {row["problem"]: max(r["T"] for r in usual if r["problem"] == row["problem"]) for row in usual}
+    problems = {row["problem"] for row in usual}
+    greatest = {problem: max(row["T"] for row in usual if row["problem"] == problem) for problem in problems}
     longest = [row for row in usual if row["T"] == greatest[row["problem"]]]
     after = [row for row in longest if row["stage"] == "after"]
     of_damping = [row for row in rows if row["stage"] == "after" and row["T"] == greatest[row["problem"]]]
