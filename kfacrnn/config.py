@@ -113,8 +113,8 @@ def compose(overrides: Sequence[str]) -> Run:
 class Composer:
     """`compose` for many runs of few choices of groups: Hydra reads the files once for each, which is most of its time.
 
-    Values of settings that are there are set as Hydra sets them; what is anything else is for Hydra, and so is what it
-    has to complain of.
+    Values of settings that are there are set as Hydra sets them; what is anything else is for `compose`, and so is
+    everything that has to be complained of.
     """
 
     def __init__(self) -> None:
@@ -130,15 +130,16 @@ class Composer:
         is_choice = [_folder(override).is_dir() for override in parsed]
         groups = tuple(itertools.compress(overrides, is_choice))
         if groups not in self._chosen:
-            self._chosen[groups] = _composed(groups)
+            self._chosen[groups] = _with_types(_composed(groups))
         config = copy.deepcopy(self._chosen[groups])
         try:
             for override, is_of_group in zip(parsed, is_choice, strict=True):
                 if not is_of_group:
                     OmegaConf.update(config, override.key_or_group, override.value())
-        except OmegaConfBaseException:
+            run = OmegaConf.to_object(config)
+        except (OmegaConfBaseException, OverflowError):
             return compose(overrides)
-        return typed(config)
+        return _in_range(run)
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:
@@ -196,13 +197,39 @@ def _folder(override: Override) -> Path:
 def _sets_one_value(override: Override) -> bool:
     """Whether it is `key=value` and no more: no +, ~, @, sweep or dictionary."""
     is_plain = override.type is not None and override.type.name == "CHANGE" and override.package is None
-    return is_plain and not override.is_sweep_override() and not isinstance(override.value(), dict)
+    is_module = override.key_or_group in [f"{group}.name" for group in MODULES]  # which would have other settings
+    return is_plain and not (is_module or override.is_sweep_override() or isinstance(override.value(), dict))
 
 
 def typed(config: DictConfig) -> Run:
     """Checks a composed configuration against the dataclasses: types first, then names, then ranges."""
     from omegaconf import OmegaConf
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    try:
+        with_types = _with_types(config)
+        if missing := sorted(OmegaConf.missing_keys(with_types)):
+            raise UserError(f"{missing[0]} has no value{_file(missing[0], plain)}")
+        run = OmegaConf.to_object(with_types)
+    except OmegaConfBaseException as error:
+        name = str(error.full_key or error.key)
+        if isinstance(error, ConfigKeyError):
+            there_are = [field.name for field in dataclasses.fields(error.object_type)]  # type: ignore[arg-type]
+            problem = discovery.unknown("key", str(error.key), there_are)
+            raise UserError(f"{name}: {problem}{_file(name, plain)}") from error
+        value = _shown(dict(_leaves(plain)).get(name))
+        raise UserError(f"{name}={value}: {first_line(error)}{_file(name, plain)}") from error
+    except OverflowError as error:  # OmegaConf does not say which
+        name = next(key for key, value in _leaves(plain) if isinstance(value, int) and abs(value) > sys.float_info.max)
+        raise UserError(f"{name}: the number is too large for a float{_file(name, plain)}") from error
+    return _in_range(run)
+
+
+def _with_types(config: DictConfig) -> DictConfig:
+    """The composed configuration as a `Run` of the chosen modules, whose values have to be of its fields' types. Raises
+    OmegaConf's errors, and `UserError` for a group or a key of no group that there is not."""
+    from omegaconf import OmegaConf
 
     plain: Any = OmegaConf.to_container(config, resolve=False)
     plain.pop("hydra", None)
@@ -220,22 +247,11 @@ def typed(config: DictConfig) -> Run:
             problem = discovery.unknown(f"module in kfacrnn/{package}", name, discovery.modules(package))
             raise UserError(f"{key}.name={name}: {problem}")
         schema[key] = discovery.load(package, name).Config
-    try:
-        merged = OmegaConf.merge(schema, OmegaConf.masked_copy(config, fields))
-        if missing := sorted(OmegaConf.missing_keys(merged)):
-            raise UserError(f"{missing[0]} has no value{_file(missing[0], plain)}")
-        run = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        name = str(error.full_key or error.key)
-        if isinstance(error, ConfigKeyError):
-            there_are = [field.name for field in dataclasses.fields(error.object_type)]  # type: ignore[arg-type]
-            problem = discovery.unknown("key", str(error.key), there_are)
-            raise UserError(f"{name}: {problem}{_file(name, plain)}") from error
-        value = _shown(dict(_leaves(plain)).get(name))
-        raise UserError(f"{name}={value}: {first_line(error)}{_file(name, plain)}") from error
-    except OverflowError as error:  # OmegaConf does not say which
-        name = next(key for key, value in _leaves(plain) if isinstance(value, int) and abs(value) > sys.float_info.max)
-        raise UserError(f"{name}: the number is too large for a float{_file(name, plain)}") from error
+    merged: Any = OmegaConf.merge(schema, OmegaConf.masked_copy(config, fields))
+    return merged
+
+
+def _in_range(run: Any) -> Run:
     assert isinstance(run, Run)
     for problem in settings.problems(run):
         raise UserError(problem)

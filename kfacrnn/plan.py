@@ -132,11 +132,14 @@ class Plan:
         """None before all of them are finished, and when none of them can be chosen. Ties go to the first."""
         if not trials or not all(trial.finished for trial in trials):
             return None
-        for trial in trials:
-            if trial.run.run_id not in self._scores:
-                self._scores[trial.run.run_id] = trial.score(self.experiment.judgement)
-        scores = [self._scores[trial.run.run_id] for trial in trials]
+        scores = [self._score(trial) for trial in trials]
         return trials[scores.index(min(scores))] if min(scores) < math.inf else None
+
+    def _score(self, trial: PlannedRun) -> float:
+        run_id = trial.folder.run_id  # of the folder: that of the run is a hash of its whole configuration
+        if run_id not in self._scores:
+            self._scores[run_id] = trial.score(self.experiment.judgement)
+        return self._scores[run_id]
 
     def winner(self, line: str) -> PlannedRun | None:
         """The tuning run that chose the settings of a line, perhaps on another model; None while it is not known."""

@@ -111,6 +111,8 @@ def test_a_mistake_is_one_line_with_key_value_and_remedy(overrides: list[str], n
         ["optimizer=kfac_option2", "tuned=repeat_copy/kfac_indep"],
         ["optimizer.schedule.kind=constant", "optimizer.lr=0.5", "optimizer=sgd", "optimizer.lr=2", "task=ptb_char"],
         ["optimizer.lr=2", "++optimizer.lr=3", "optimizer={clip: 1}", "optimizer/schedule=step"],
+        ["task=ptb_word", "optimizer=kfac_option1", "optimizer.adapt_damping_every=5", "optimizer.clip=1", "seed=3"],
+        ["task.name=repeat_copy", "budget.updates=7", "tracker.job_type=tune", "tracker.tags=[b]"],
     ],
     ids=lambda overrides: overrides[-1],
 )
