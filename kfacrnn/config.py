@@ -241,13 +241,15 @@ def _with_types(config: DictConfig) -> DictConfig:
     for key in GROUPS:
         if not isinstance(plain.get(key), dict):
             raise UserError(f"{key}={_shown(plain.get(key))}: must be a group of settings, as in configs")
+    own = OmegaConf.masked_copy(config, fields)
+    OmegaConf.merge(schema, own)  # what is wrong with the rest is said before modules import torch, for seconds
     for key, package in MODULES.items():
         name = str(plain[key].get("name"))
         if name not in discovery.modules(package):
             problem = discovery.unknown(f"module in kfacrnn/{package}", name, discovery.modules(package))
             raise UserError(f"{key}.name={name}: {problem}")
         schema[key] = discovery.load(package, name).Config
-    merged: Any = OmegaConf.merge(schema, OmegaConf.masked_copy(config, fields))
+    merged: Any = OmegaConf.merge(schema, own)
     return merged
 
 
