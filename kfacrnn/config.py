@@ -41,6 +41,12 @@ class Budget:
     eval_every: int = setting("updates between validations; 0: never", at_least=0)
     checkpoint_every: int = setting("updates between checkpoints", at_least=1)
 
+    def check(self) -> Iterator[str]:
+        try:
+            discovery.place(discovery.resource("configs") / "budget" / f"{self.name}.yaml")
+        except UserError as error:
+            yield f"name={self.name}: {str(error).rpartition(': ')[2]}"
+
 
 @dataclass
 class Data:
@@ -129,10 +135,10 @@ class Composer:
             return compose(overrides)
         is_choice = [_folder(override).is_dir() for override in parsed]
         groups = tuple(itertools.compress(overrides, is_choice))
-        if groups not in self._chosen:
-            self._chosen[groups] = _with_types(_composed(groups))
-        config = copy.deepcopy(self._chosen[groups])
         try:
+            if groups not in self._chosen:
+                self._chosen[groups] = _with_types(_composed(groups))
+            config = copy.deepcopy(self._chosen[groups])
             for override, is_of_group in zip(parsed, is_choice, strict=True):
                 if not is_of_group:
                     OmegaConf.update(config, override.key_or_group, override.value())
@@ -206,23 +212,23 @@ def typed(config: DictConfig) -> Run:
     from omegaconf import OmegaConf
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-    plain: Any = OmegaConf.to_container(config, resolve=False)
     try:
         with_types = _with_types(config)
         if missing := sorted(OmegaConf.missing_keys(with_types)):
-            raise UserError(f"{missing[0]} has no value{_file(missing[0], plain)}")
+            raise UserError(f"{missing[0]} has no value{_file(missing[0], config)}")
         run = OmegaConf.to_object(with_types)
     except OmegaConfBaseException as error:
         name = str(error.full_key or error.key)
         if isinstance(error, ConfigKeyError):
-            there_are = [field.name for field in dataclasses.fields(error.object_type)]  # type: ignore[arg-type]
-            problem = discovery.unknown("key", str(error.key), there_are)
-            raise UserError(f"{name}: {problem}{_file(name, plain)}") from error
-        value = _shown(dict(_leaves(plain)).get(name))
-        raise UserError(f"{name}={value}: {first_line(error)}{_file(name, plain)}") from error
+            owner = error.object_type if dataclasses.is_dataclass(error.object_type) else Run
+            problem = discovery.unknown("key", str(error.key), [field.name for field in dataclasses.fields(owner)])
+            raise UserError(f"{name}: {problem}{_file(name, config)}") from error
+        value = _shown(dict(_leaves(_written(config))).get(name))
+        raise UserError(f"{name}={value}: {first_line(error)}{_file(name, config)}") from error
     except OverflowError as error:  # OmegaConf does not say which
-        name = next(key for key, value in _leaves(plain) if isinstance(value, int) and abs(value) > sys.float_info.max)
-        raise UserError(f"{name}: the number is too large for a float{_file(name, plain)}") from error
+        large = (k for k, v in _leaves(_written(config)) if isinstance(v, int) and abs(v) > sys.float_info.max)
+        name = next(large, "configuration")
+        raise UserError(f"{name}: a number is too large for a float{_file(name, config)}") from error
     return _in_range(run)
 
 
@@ -231,7 +237,7 @@ def _with_types(config: DictConfig) -> DictConfig:
     OmegaConf's errors, and `UserError` for a group or a key of no group that there is not."""
     from omegaconf import OmegaConf
 
-    plain: Any = OmegaConf.to_container(config, resolve=False)
+    plain = _written(config)
     plain.pop("hydra", None)
     fields = [field.name for field in dataclasses.fields(Run)]
     for key in plain:
@@ -260,12 +266,21 @@ def _in_range(run: Any) -> Run:
     return run
 
 
-def _file(name: str, plain: dict[str, Any]) -> str:
+def _written(config: DictConfig) -> dict[str, Any]:
+    """The configuration as it was written, interpolations unresolved."""
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    return plain
+
+
+def _file(name: str, config: DictConfig) -> str:
     """Where the group of a setting has its values, in brackets; nothing where no file says."""
     group, _, is_in_group = name.partition(".")
-    file = f"configs/{group}/{plain[group].get('name')}.yaml" if is_in_group and group in GROUPS else ""
-    is_there = file and discovery.place(discovery.resource("configs").parent / file).is_file()
-    return f" ({file})" if is_there else ""
+    if not is_in_group or group not in GROUPS:
+        return ""
+    file = f"configs/{group}/{_written(config)[group].get('name')}.yaml"
+    return f" ({file})" if discovery.place(discovery.resource("configs").parent / file).is_file() else ""
 
 
 def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -302,8 +317,6 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
 def _keys(overrides: Sequence[str]) -> list[str]:
     """Every key of the configuration, as far as the group choices among `overrides` can be composed."""
     from hydra import compose as hydra_compose
-    from omegaconf import OmegaConf
 
     groups = [o for o in overrides if o.split("=", 1)[0] in ("task", "optimizer", "budget", "tracker")]
-    plain: Any = OmegaConf.to_container(hydra_compose("config", overrides=groups))
-    return [name for name, _ in _leaves(plain)]
+    return [name for name, _ in _leaves(_written(hydra_compose("config", overrides=groups)))]

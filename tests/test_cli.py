@@ -68,7 +68,7 @@ LONG = "x" * 300  # more than a name of a file may have
 
 @pytest.mark.parametrize(
     "arguments",
-    [["train", f"results={LONG}"], ["compare", LONG], ["train", f"task/{LONG}=1"]],
+    [["train", f"results={LONG}"], ["compare", LONG], ["train", f"task/{LONG}=1"], ["train", f"budget.name={LONG}"]],
     ids=lambda words: f"{words[0]} {words[1][:9]}",
 )
 def test_a_path_that_no_file_can_have_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

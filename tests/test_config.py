@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kfacrnn import config
+from kfacrnn import config, discovery
 from kfacrnn.config import NUMERICS_VERSION, Budget, Data, Run, Tracker
 from kfacrnn.errors import UserError
 
@@ -121,6 +123,28 @@ def test_what_is_unusual_but_right_passes_and_is_the_same_among_many(overrides: 
     assert isinstance(alone, Run)
     assert MANY.compose(overrides) == alone
     assert MANY.compose([]) == config.compose([])
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "named"),
+    [
+        ("lr: 1.0", "lr: fast", "optimizer.lr=fast"),
+        ("lr: 1.0", "speed: 1.0", "optimizer.speed"),
+        ("sgd", "sdg", "'sgd'"),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: str, wrong: str, named: str
+) -> None:
+    shutil.copytree(discovery.resource("configs"), tmp_path / "configs")
+    path = tmp_path / "configs" / "optimizer" / "sgd.yaml"
+    path.write_text(path.read_text().replace(right, wrong))
+    monkeypatch.setattr(discovery, "resource", lambda folder: tmp_path / folder)
+    for compose in (config.compose, config.Composer().compose):
+        with pytest.raises(UserError) as caught:
+            compose(["optimizer=sgd", "seed=1"])
+        assert named in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_bad_composition_does_not_spoil_the_next() -> None:
