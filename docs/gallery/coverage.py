@@ -72,8 +72,10 @@ def main() -> None:
     print("refused:", refusal(scaled), "\n")
     print(KFAC(scaled, "option1", loss_scale=50, fallback="gradient").coverage(), "\n")
 
-    # Tied weights have no single Kronecker-factored block, and torch's own LSTM does not show its pre-activations.
-    print("refused:", refusal(convert(Tied())), "\n")
+    # A weight that embedding and decoder share is one block, the sum of two: both rows say how large their factors are.
+    print(KFAC(convert(Tied()), "option1", loss_scale=50).coverage(), "\n")
+
+    # torch's own LSTM does not show its pre-activations.
     print("refused:", refusal(CharacterModel()), "\n")
 
     model.embedding.weight.requires_grad_(False)

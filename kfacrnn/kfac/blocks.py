@@ -22,6 +22,7 @@ from kfacrnn.kfac.coverage import Row
 from kfacrnn.kfac.factors import Average, Sequences
 from kfacrnn.kfac.fisher import Diagnostics, FisherInverse, from_state
 from kfacrnn.kfac.inversion import Inversion, inversion
+from kfacrnn.kfac.layout import Pass
 from kfacrnn.kfac.maths import mean_length
 
 
@@ -62,6 +63,7 @@ class Block(ABC):
 
     inverse: Any = None
     is_logits = False
+    moves = True  # False: its parameters are another block's to move, and it has no inverse of its own
 
     def __init__(self, name: str, map: Map, curvature: Curvature, names: Mapping[Tensor, str]):
         self.name = name
@@ -206,6 +208,11 @@ class KroneckerBlock(Block):
     @abstractmethod
     def gradients_of(self, a: Tensor, g: Tensor) -> list[Tensor]:
         """The gradient that a_t and g_t add up to, of the map's rows of every parameter."""
+
+    def whole_gradients_of(self, passes: Mapping[str, Pass]) -> list[Tensor]:
+        """The same from all that `passes` saw of the parameters."""
+        a, g, _ = passes[self.name]
+        return self.gradients_of(a, g)
 
     @abstractmethod
     def _observe_inputs(self, A0: Tensor, A1: Tensor | None, a: Tensor, sequences: Sequences) -> None: ...

@@ -7,7 +7,7 @@ nothing of inverses or steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +22,7 @@ from kfacrnn.kfac.distribution import Alone
 from kfacrnn.kfac.factors import Sequences
 from kfacrnn.kfac.layout import Pass, require_lengths, seen_by
 from kfacrnn.kfac.maths import DecompositionError
+from kfacrnn.kfac.tied import can_be_tied, tied_blocks
 from kfacrnn.predictive import Distribution
 
 
@@ -50,8 +51,8 @@ class Estimator:
     """Blocks for the trained maps of `model`, by name, and the passes that feed them.
 
     `trained` are the parameters that an optimiser moves; those that no map holds are `uncovered`. Raises ValueError for
-    parameters that two maps share, are not the model's, or are neither float32 nor float64, and for maps trained in
-    part.
+    parameters that two maps share, but for an embedding's weight that is a linear map's, too, that are not the
+    model's, or are neither float32 nor float64, and for maps trained in part.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class Estimator:
             raise ValueError("the predictions have no gradient: forward must not detach them, nor run under no_grad")
 
     def _parameter_gradients(self, loss: Tensor) -> list[tuple[KroneckerBlock, list[Tensor]]]:
-        blocks = [block for block in self.blocks.values() if isinstance(block, KroneckerBlock)]
+        blocks = [block for block in self.blocks.values() if isinstance(block, KroneckerBlock) and block.moves]
         parameters = [p for block in blocks for p in block.parameters]
         found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
         rest = iter(found)
@@ -212,7 +213,7 @@ class Estimator:
         complaints: list[str | None] = []
         if not_finite is None:
             complaints += [_beyond_the_end(passes)]
-            complaints += [_incomplete(block, passes[block.name], gradients) for block, gradients in whole]
+            complaints += [_incomplete(block, passes, gradients) for block, gradients in whole]
         incomplete = next(filter(None, complaints), None)
         return Finding(sequences, logits, not_finite, incomplete)
 
@@ -264,6 +265,7 @@ def _partition(
             raise ValueError(f"{names[parameter]} is {parameter.dtype}: train in float32 and compute under autocast")
     blocks: dict[str, Block] = {}
     owners: dict[Tensor, list[tuple[range, str]]] = {}
+    tied: list[tuple[str, str]] = []
     for name, map in recorder.maps.items():
         if not all(p in names for p in map.parameters):
             continue  # computed from other parameters, which no map holds: parametrizations
@@ -276,12 +278,16 @@ def _partition(
             rows = range(len(parameter))[map.rows]
             for taken, owner in owners.setdefault(parameter, []):
                 if rows.start < taken.stop and taken.start < rows.stop:
-                    raise ValueError(
-                        f"{names[parameter]} is shared by {owner} and {name}: tied weights have no single "
-                        "Kronecker-factored block; untie them"
-                    )
+                    if not can_be_tied(map, recorder.maps[owner]):
+                        raise ValueError(
+                            f"{names[parameter]} is shared by {owner} and {name}: only an nn.Embedding and an "
+                            "nn.Linear may have one weight; untie them"
+                        )
+                    tied.append((owner, name))
             owners[parameter].append((rows, name))
         blocks[name] = block_of(name, map, curvature, names)
+    for pair in tied:
+        blocks |= tied_blocks({name: recorder.maps[name] for name in pair}, curvature, names)
     return blocks, {names[p]: p for p in names if p in trained and p not in owners}
 
 
@@ -303,18 +309,19 @@ def _beyond_the_end(passes: dict[str, Pass]) -> str | None:
     )
 
 
-def _incomplete(block: KroneckerBlock, seen: Pass, whole: list[Tensor]) -> str | None:
+def _incomplete(block: KroneckerBlock, passes: Mapping[str, Pass], whole: list[Tensor]) -> str | None:
     """A complaint unless Σ g_t a_tᵀ is the gradient of the log-loss: a parameter that acts elsewhere too, as in
     F.linear(h, embedding.weight), would get a curvature that knows nothing of it.
 
     What is compared may be in bf16; Σ may cancel to its rounding, hence the term that does not.
     """
-    a, g, _ = seen
-    difference = sum((x - y).square().sum() for x, y in zip(block.gradients_of(a, g), whole, strict=True))
+    a, g, _ = passes[block.name]
+    found = block.whole_gradients_of(passes)
+    difference = sum((x - y).square().sum() for x, y in zip(found, whole, strict=True))
     total, inputs = sum(x.square().sum() for x in whole), a.square().sum() if a.is_floating_point() else 0
     if difference <= 0.05**2 * total + 0.001**2 * g.square().sum() * (inputs + g[..., 0].numel()):
         return None
     return (
-        f"{', '.join(block.parameter_names)}: the loss depends on it in other ways than through {block.name}, as "
-        "tied weights would make it do; untie them"
+        f"{', '.join(block.parameter_names)}: the loss depends on it in other ways than through {block.name}; to "
+        "predict with an embedding's weight, make it that of an nn.Linear"
     )

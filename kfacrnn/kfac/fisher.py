@@ -230,6 +230,14 @@ class Option1(FisherInverse):
         Y = gamma(psi if spectrum is None else spectrum(psi), time.lengths, time.gamma_max)
         return cls(A.P, together(split.P for split in G), _diagnostics(A, G), Y)
 
+    @classmethod
+    def of_two_uses(cls, A: Modes, G: Sequence[Modes], time: Time) -> Self:
+        """Not in the paper: of a matrix that is used at two places, F = E[T]·(A0 ⊗ G0 + A1 ⊗ G1) with the lag-0 factors
+        of the second use, of any size, for A1 and G1. The same form, with 1/(E[T](1 + ψ)) for γ(ψ̂)."""
+        psi = torch.outer(_kept(G), A.kept).double().clamp_(min=0)  # below 0 by rounding only
+        Y = 1 / (mean_length(time.lengths) * (1 + psi))
+        return cls(A.P, together(split.P for split in G), _diagnostics(A._replace(psi=None), G), Y)
+
     def _multiply(self, Z: Tensor) -> Tensor:
         return back(self.P_G, into(self.P_G, Z, self.P_A).mul_(self.Y), self.P_A)
 
@@ -306,6 +314,7 @@ APPROXIMATIONS: Mapping[str, Approximation] = {
     # What the authors' archived TensorFlow code does for option 1; wrong where modes oscillate. For comparison only.
     "option1_abs": Approximation(Option1.modes, partial(Option1.of, spectrum=torch.abs)),
 }
+FORMS: Mapping[str, Approximation] = {**APPROXIMATIONS, "two uses": Approximation(Option1.modes, Option1.of_two_uses)}
 
 
 def from_state(state: Mapping[str, Any]) -> FisherInverse:

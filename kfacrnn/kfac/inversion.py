@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfacrnn.kfac.fisher import APPROXIMATIONS, Few, FisherInverse, Indep, Modes, Side, Time
+from kfacrnn.kfac.fisher import FORMS, Few, FisherInverse, Indep, Modes, Side, Time
 from kfacrnn.kfac.maths import (
     GAMMA_MAX,
     Lengths,
@@ -61,7 +61,8 @@ def inversion(
     decomposition of A0 per split. λI is added to every V0 alike; what changes are the cross terms of the factored form.
 
     Without lag factors V1 = 0, and every approximation is indep. With a `lag_tolerance` above 0, modes whose |ψ̂| is at
-    most that are taken to be uncorrelated over time, see `kfacrnn.kfac.fisher.Few`.
+    most that are taken to be uncorrelated over time, see `kfacrnn.kfac.fisher.Few`. "two uses" is given the lag-0
+    factors of a second use for A1 and G1, which are not damped, and no tolerance, see `Option1.of_two_uses` there.
 
     Decompositions run in `compute_dtype`, the products of `multiply` in `product_dtype`; None: in the factors' dtype,
     which the result has in any case. Shapes and options are taken to be valid; a factor that is not finite, not
@@ -71,7 +72,7 @@ def inversion(
     balance, root_damping = pi(A0, *G0), math.sqrt(damping)
     if A1 is None or G1 is None:
         approximation, A1, G1 = "indep", torch.zeros_like(A0), [torch.zeros_like(M0) for M0 in G0]
-    modes, of = APPROXIMATIONS[approximation]
+    modes, of = FORMS[approximation]
     has_few_lags = lag_tolerance > 0 and approximation != "indep"
     time, dtype = Time(length_distribution(lengths), gamma_max), A0.dtype
 

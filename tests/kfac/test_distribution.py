@@ -37,10 +37,12 @@ ADAPTIVE = {"adaptive_damping": LevenbergMarquardt(every=2)}
 class Model(nn.Module):
     """Every kind of block: diagonal and dense factors, with and without lags, gates, gains and shifts, T = 1."""
 
-    def __init__(self, layer: type = LSTM):
+    def __init__(self, layer: type = LSTM, is_tied: bool = False):
         super().__init__()
         self.embedding, self.start = nn.Embedding(V, H), nn.Linear(2, H)
         self.lstm, self.norm, self.softmax = layer(H, H), nn.LayerNorm(H), nn.Linear(H, V)
+        if is_tied:
+            self.softmax.weight = self.embedding.weight
 
     def forward(self, tokens: Tensor, about: Tensor) -> Tensor:
         h = self.start(about).unsqueeze(0)
@@ -50,10 +52,10 @@ class Model(nn.Module):
 class Trainer:
     """One process alone, or a rank with its part of every batch; sequences in statistics passes vary in length."""
 
-    def __init__(self, approximation: str, settings: dict[str, Any], layer: type = LSTM):
+    def __init__(self, approximation: str, settings: dict[str, Any], **model: Any):
         self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         torch.manual_seed(0)
-        self.model = Model(layer).double()
+        self.model = Model(**model).double()
         group = dist.group.WORLD if self.ranks > 1 else None
         settings = {**SETTINGS, **settings}
         self.optimizer = KFAC(self.model, approximation, loss_scale=T, process_group=group, **settings)
@@ -100,11 +102,11 @@ class Trainer:
         return {"parameters": parameters, "stats": self.optimizer.stats(), "held": held}
 
 
-def trained(approximation: str, *runs: dict[str, Any], layer: type = LSTM) -> list[dict[str, Any]]:
+def trained(approximation: str, *runs: dict[str, Any], **model: Any) -> list[dict[str, Any]]:
     """What every one of `runs`, settings each, leads to."""
     found = []
     for settings in runs:
-        trainer = Trainer(approximation, settings, layer)
+        trainer = Trainer(approximation, settings, **model)
         for update in range(UPDATES):
             trainer.step(update)
         found.append(trainer.seen())
@@ -113,6 +115,10 @@ def trained(approximation: str, *runs: dict[str, Any], layer: type = LSTM) -> li
 
 def layer_normalised(approximation: str, *runs: dict[str, Any]) -> list[dict[str, Any]]:
     return trained(approximation, *runs, layer=LayerNormLSTM)
+
+
+def tied(approximation: str, *runs: dict[str, Any]) -> list[dict[str, Any]]:
+    return trained(approximation, *runs, is_tied=True)
 
 
 def assert_same(one: dict[str, Any], many: list[dict[str, Any]]) -> None:
@@ -138,6 +144,10 @@ def test_two_ranks_are_one_process_whoever_holds_the_inverses_and_whenever_they_
     assert_ranks_are_one_process(
         2, trained, approximation, {}, once, BACKGROUND, {**once, **BACKGROUND}, IDLE, ADAPTIVE, few, {**once, **few}
     )
+
+
+def test_two_ranks_with_a_tied_weight_are_one_process() -> None:
+    assert_ranks_are_one_process(2, tied, "option1", {}, {"inverse_share": 0.5, **BACKGROUND}, IDLE)
 
 
 def test_four_ranks_in_two_teams_are_one_process_and_each_inverse_is_held_by_a_team() -> None:
