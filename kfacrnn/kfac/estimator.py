@@ -80,6 +80,11 @@ class Estimator:
         self._generator = torch.Generator().manual_seed(seed)  # on the CPU, so that a state may go to another device
         self.skipped = 0  # passes that were left out because they were not finite
 
+    @property
+    def moving(self) -> dict[str, Block]:
+        """The blocks that have inverses, and parameters of their own to move."""
+        return {name: block for name, block in self.blocks.items() if block.moves}
+
     def update(self, forward: Callable[[], Any]) -> bool:
         """One statistics pass, see `KFAC.update_statistics`; False if it was not finite and therefore left out."""
         is_first = not any(block.average.weight for block in self.blocks.values())
@@ -171,7 +176,7 @@ class Estimator:
             raise ValueError("the predictions have no gradient: forward must not detach them, nor run under no_grad")
 
     def _parameter_gradients(self, loss: Tensor) -> list[tuple[KroneckerBlock, list[Tensor]]]:
-        blocks = [block for block in self.blocks.values() if isinstance(block, KroneckerBlock) and block.moves]
+        blocks = [block for block in self.moving.values() if isinstance(block, KroneckerBlock)]
         parameters = [p for block in blocks for p in block.parameters]
         found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
         rest = iter(found)

@@ -71,7 +71,7 @@ class Inverses:
         due = is_due(update, self._started, self._every, self._early_interval)
         if not is_new or not due or self._pending is not None:
             return
-        inversions = {name: block.inversion(damping) for name, block in self._blocks.items() if block.moves}
+        inversions = {name: block.inversion(damping) for name, block in self._blocks.items()}
         work = self._distribution.work(inversions)
         collect = partial(self._distribution.collected, inversions, is_first=self.made_from < 0)
         if self._delay == 0 or self.made_from < 0:

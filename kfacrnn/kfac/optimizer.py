@@ -152,7 +152,7 @@ class KFAC(torch.optim.Optimizer):
         )
         check_covered(self._estimator.uncovered, fallback)
         self._inverses = Inverses(
-            self._estimator.blocks, refresh_every, refresh_delay, self._distribution, early_interval
+            self._estimator.moving, refresh_every, refresh_delay, self._distribution, early_interval
         )
         self._updates = self._next_case = self._skipped = 0
         self._newest_statistics = -1  # the update before which they were taken

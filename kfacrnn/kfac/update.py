@@ -23,7 +23,7 @@ def preconditioned(estimator: Estimator, distribution: Alone, loss_scale: float)
     where a block has only some of its gradients: it moves as one."""
     directions: Directions = {}
     products = []
-    blocks = [block for block in estimator.blocks.values() if block.moves and block.has_gradients()]
+    blocks = [block for block in estimator.moving.values() if block.has_gradients()]
     found = distribution.directions(blocks, loss_scale)
     for block, (block_directions, product) in zip(blocks, found, strict=True):
         for parameter, direction in zip(block.parameters, block_directions, strict=True):
