@@ -173,6 +173,11 @@ class KroneckerBlock(Block):
         wanted = self.curvature.approximation != "indep" and not self.is_output
         return wanted and self.dense_A and all(map(self._is_dense, self.rows))
 
+    @property
+    def approximation(self) -> str:
+        """What the coverage table calls it."""
+        return self.curvature.approximation if self.has_lags else "indep"
+
     def _is_dense(self, size: int) -> bool:
         return size <= self.curvature.max_dense
 
@@ -232,13 +237,12 @@ class KroneckerBlock(Block):
         )
 
     def coverage(self) -> list[Row]:
-        approximation = self.curvature.approximation if self.has_lags else "indep"
         starts = accumulate(self.rows, initial=self.map.rows.start or 0)
         return [
             Row(
                 f"{self.name}.{split}" if split else self.name,
                 ", ".join(f"{name}[{start}:{start + rows}]" if split else name for name in self.parameter_names),
-                approximation,
+                self.approximation,
                 f"A {self.columns}{'' if self.dense_A else ' diagonal'}"
                 f" · G {rows}{'' if self._is_dense(rows) else ' diagonal'}",
             )

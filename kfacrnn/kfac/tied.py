@@ -17,7 +17,6 @@ Which formula inverts it, `kfacrnn.kfac.fisher` says.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -25,7 +24,6 @@ from torch import Tensor
 
 from kfacrnn.kfac.blocks import Block, Curvature, EmbeddingBlock, LinearBlock
 from kfacrnn.kfac.capture import EmbeddingMap, LinearMap, Map
-from kfacrnn.kfac.coverage import Row
 from kfacrnn.kfac.inversion import Inversion, inversion
 from kfacrnn.kfac.layout import Pass
 from kfacrnn.kfac.maths import diagonal, mean_length
@@ -35,14 +33,14 @@ class TiedEmbeddingBlock(EmbeddingBlock):
     """Averages alone: the weight is for its `TiedLinearBlock` to move."""
 
     moves = False
+    approximation = "tied"
     costs: ClassVar[list[int]] = []
-
-    def coverage(self) -> list[Row]:
-        return [replace(row, approximation="tied") for row in super().coverage()]
 
 
 class TiedLinearBlock(LinearBlock):
     """F⁻¹ of the sum of both uses."""
+
+    approximation = "tied"
 
     def __init__(
         self,
@@ -90,9 +88,6 @@ class TiedLinearBlock(LinearBlock):
             frequencies[padding] = 0
         G_e = frequencies * (mean_length(self._embedding.average.lengths) / mean_length(self.average.lengths))
         return A_e, G_e.diag() if G0.dim() == 2 else G_e
-
-    def coverage(self) -> list[Row]:
-        return [replace(row, approximation="tied") for row in super().coverage()]
 
 
 def can_be_tied(one: Map, other: Map) -> bool:
