@@ -218,7 +218,7 @@ def test_a_step_does_what_its_kind_says_and_books_it(kind: Kind) -> None:
     optimizer = subject.session.optimizer
     assert isinstance(optimizer, KFAC)
     step, update = subject.step(kind), 1
-    assert (optimizer._newest_statistics == update) == kind.statistics
+    assert (optimizer._passes.newest == update) == kind.statistics
     assert (optimizer._inverses.made_from == update) == kind.refresh
     for account in step:
         assert {part for part in PARTS if account[part] == 0} == {

@@ -24,7 +24,7 @@ from kfacrnn.bench import calibration, cost_model, sharing
 from kfacrnn.bench import ranks as bench_ranks
 from kfacrnn.bench.cost_model import Link, Machine, Pace, kfac, sgd
 from kfacrnn.bench.sharing import Settings, Sizes, blocks, shared
-from kfacrnn.kfac.blocks import Curvature
+from kfacrnn.kfac.block import Curvature
 from kfacrnn.kfac.capture import Recorder
 from kfacrnn.kfac.estimator import _partition
 from kfacrnn.nn import LSTM

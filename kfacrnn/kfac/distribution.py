@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from kfacrnn.kfac.blocks import Block
+from kfacrnn.kfac.block import Block
 from kfacrnn.kfac.collectives import broadcast, gathered, sum_over_ranks
 from kfacrnn.kfac.fisher import Diagnostics, FisherInverse, Modes
 from kfacrnn.kfac.inversion import Inversion

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kfacrnn.kfac.blocks import Block, Curvature, KroneckerBlock, block_of
+from kfacrnn.kfac.block import Block, Curvature
+from kfacrnn.kfac.blocks import KroneckerBlock, block_of
 from kfacrnn.kfac.capture import Recorder, Tap, Tape
 from kfacrnn.kfac.coverage import Coverage, Row
 from kfacrnn.kfac.distribution import Alone

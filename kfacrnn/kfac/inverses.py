@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from kfacrnn.kfac.blocks import Block, plain
+from kfacrnn.kfac.block import Block, plain
 from kfacrnn.kfac.cadence import EARLY_INTERVAL, is_due
 from kfacrnn.kfac.distribution import Alone
 from kfacrnn.kfac.maths import DecompositionError

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from kfacrnn.kfac.arguments import Positive, check_covered, check_forward, check_group, check_positive, check_settings
-from kfacrnn.kfac.blocks import Curvature
-from kfacrnn.kfac.cadence import EARLY_INTERVAL, is_due
+from kfacrnn.kfac.block import Curvature
+from kfacrnn.kfac.cadence import EARLY_INTERVAL, Passes
 from kfacrnn.kfac.coverage import Coverage
 from kfacrnn.kfac.damping import Damping, LevenbergMarquardt
 from kfacrnn.kfac.distribution import distribution
@@ -137,9 +137,7 @@ class KFAC(torch.optim.Optimizer):
         self.kl_clip = kl_clip
         self.quadratic_model = quadratic_model
         self.loss_scale = loss_scale
-        self._statistics_every = statistics_every
-        self._statistics_fraction = statistics_fraction
-        self._early_interval = early_interval
+        self._passes = Passes(statistics_every, statistics_fraction, early_interval)
         self._distribution = distribution(process_group, inverse_share)
         self._estimator = Estimator(
             model,
@@ -154,8 +152,7 @@ class KFAC(torch.optim.Optimizer):
         self._inverses = Inverses(
             self._estimator.moving, refresh_every, refresh_delay, self._distribution, early_interval
         )
-        self._updates = self._next_case = self._skipped = 0
-        self._newest_statistics = -1  # the update before which they were taken
+        self._updates = self._skipped = 0
         self._curvature = 0.0  # ΔᵀF̂Δ of the last update
         self._step_size = self._momentum = self._predicted_kl = self._predicted_change = 0.0
         self._last_curvature = 0.0  # vᵀ(F + λ_h I)v, as far as the quadratic model is asked
@@ -175,16 +172,12 @@ class KFAC(torch.optim.Optimizer):
     @property
     def statistics_due(self) -> bool:
         """Whether `update_statistics` should be called before the next step."""
-        return is_due(self._updates, self._newest_statistics, self._statistics_every, self._early_interval)
+        return self._passes.is_due(self._updates)
 
     def statistics_cases(self, cases: int) -> slice:
         """The next `statistics_fraction` of a batch's `cases` sequences, in rotation over the passes. Where it leaves a
         rest, the last part of a rotation overlaps the one before. A rank gives and gets the numbers of its own ones."""
-        cases *= self._distribution.ranks
-        count = max(1, round(cases * self._statistics_fraction))
-        start = min(self._next_case, cases - count) if self._next_case < cases else 0
-        self._next_case = start + count
-        return self._distribution.own(slice(start, start + count))
+        return self._distribution.own(self._passes.next_cases(cases * self._distribution.ranks))
 
     def update_statistics(self, forward: Callable[[], Any]) -> None:
         """Takes a_t and g_t of one forward pass into the averages.
@@ -197,7 +190,7 @@ class KFAC(torch.optim.Optimizer):
         depends on a parameter in other ways than through its map.
         """
         if self._estimator.update(forward):
-            self._newest_statistics = self._updates
+            self._passes.newest = self._updates
 
     # ------------------------------------------------------------------------------------------------------- step
 
@@ -228,10 +221,10 @@ class KFAC(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._newest_statistics < 0:
+        if self._passes.newest < 0:
             raise RuntimeError("KFAC.step needs curvature: call update_statistics whenever statistics_due is True")
         with torch.autocast(self._estimator.device.type, enabled=False):  # a user may step where the loss is computed
-            self._inverses.advance(self._updates, self._newest_statistics, self._damping.before(self._updates))
+            self._inverses.advance(self._updates, self._passes.newest, self._damping.before(self._updates))
             directions, curvature = self._directions()
         self._step_size = self._momentum = self._predicted_kl = self._predicted_change = 0.0
         is_usable = math.isfinite(curvature) and curvature >= 0
@@ -324,8 +317,8 @@ class KFAC(torch.optim.Optimizer):
         self._inverses.resume()
 
     _NUMBERS = (
-        "damping", "kl_clip", "loss_scale", "_updates", "_newest_statistics", "_next_case", "_skipped",
-        "_curvature", "_step_size", "_momentum", "_predicted_kl", "_predicted_change", "_last_curvature",
+        "damping", "kl_clip", "loss_scale", "_updates", "_skipped", "_curvature",
+        "_step_size", "_momentum", "_predicted_kl", "_predicted_change", "_last_curvature",
         "_reduction_ratio",
     )  # fmt: skip
 
@@ -338,6 +331,7 @@ class KFAC(torch.optim.Optimizer):
         state["kfac"] = {
             "approximation": self.approximation,
             "numbers": {name: getattr(self, name) for name in self._NUMBERS},
+            "passes": self._passes.state_dict(),
             "estimator": self._estimator.state_dict(),
             "inverses": self._inverses.state_dict(),
         }
@@ -350,6 +344,7 @@ class KFAC(torch.optim.Optimizer):
         if state.get("approximation") != self.approximation:
             other = state.get("approximation", "another optimiser")
             raise ValueError(f"the state is that of {other}, not of {self.approximation}")
+        self._passes.load_state_dict(state["passes"])
         self._estimator.load_state_dict(state["estimator"])
         self._inverses.load_state_dict(state["inverses"])
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "kfac"})

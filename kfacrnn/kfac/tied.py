@@ -22,7 +22,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kfacrnn.kfac.blocks import Block, Curvature, EmbeddingBlock, LinearBlock
+from kfacrnn.kfac.block import Block, Curvature
+from kfacrnn.kfac.blocks import EmbeddingBlock, LinearBlock
 from kfacrnn.kfac.capture import EmbeddingMap, LinearMap, Map
 from kfacrnn.kfac.inversion import Inversion, inversion
 from kfacrnn.kfac.layout import Pass

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kfacrnn.kfac.blocks import Curvature, block_of
+from kfacrnn.kfac.block import Curvature
+from kfacrnn.kfac.blocks import block_of
 from kfacrnn.kfac.capture import ElementwiseMap, EmbeddingMap, LinearMap
 from kfacrnn.kfac.coverage import Coverage
 from kfacrnn.kfac.factors import Sequences

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kfacrnn import KFAC
 from kfacrnn.kfac import LevenbergMarquardt, fisher
-from kfacrnn.kfac.blocks import Block, Curvature
+from kfacrnn.kfac.block import Block, Curvature
 from kfacrnn.kfac.capture import Recorder
 from kfacrnn.kfac.estimator import _partition
 from kfacrnn.kfac.maths import DecompositionError

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from kfacrnn.kfac.blocks import Curvature
+from kfacrnn.kfac.block import Curvature
 from kfacrnn.kfac.estimator import Estimator
 from kfacrnn.nn import DNC, GRU, LSTM, RNN, GRUCell, LayerNormLSTM, LSTMCell, RNNCell
 from kfacrnn.predictive import Bernoulli, Categorical
@@ -444,7 +444,7 @@ def scores(draws: Tensor) -> Tensor:
 
 
 def test_output_errors_of_successive_steps_are_uncorrelated_and_those_of_recurrent_maps_are_not(monkeypatch):
-    monkeypatch.setattr("kfacrnn.kfac.blocks.Block.meet_logits", lambda *_: None)  # keep lag factors of the softmax
+    monkeypatch.setattr("kfacrnn.kfac.block.Block.meet_logits", lambda *_: None)  # keep lag factors of the softmax
     model, x = language_model(), tokens(1, 8, 30)
     estimated = estimator(model, decay=0.0)
     softmax, recurrent = [], []

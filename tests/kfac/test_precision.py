@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kfacrnn.kfac import precision
-from kfacrnn.kfac.blocks import Curvature
+from kfacrnn.kfac.block import Curvature
 
 CPU = torch.device("cpu")
 
