@@ -178,6 +178,8 @@ def _legend(described: Experiment, rows: Sequence[Row]) -> list[Any]:
             look = _look(described, name, lines[0].style)
             handles.append(Line2D([], [], **look, label=f"{method.label or name} ({note})"))
     for name, model in described.models.items():
+        if not any(_runs(rows, "updates", line.name) for line in described.lines.values() if line.model == name):
+            continue
         look = {"color": "0.3", "linestyle": model.style}
         handles.append(Line2D([], [], **look, label=model.label or name))
     return handles

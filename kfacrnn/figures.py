@@ -91,9 +91,13 @@ def collect(
     _check_chance(described, task)
     timed = {planned for planned in runs if undisturbed(planned.folder.meta())}
     costs: dict[str, Cost | None] = {}
-    if picture.benched_seconds and not all(timed.intersection(finished) for finished in lines.values() if finished):
-        timed = set()  # one clock for all lines
-        costs = {line: _cost(plan, line, finished, benches or plan.store.root) for line, finished in lines.items()}
+    if picture.benched_seconds:
+        drawn = {line: finished for line, finished in lines.items() if finished}
+        costs = {line: _cost(plan, line, finished, benches or plan.store.root) for line, finished in drawn.items()}
+        if all(costs.values()) or not all(timed.intersection(finished) for finished in drawn.values()):
+            timed = set()  # one clock for all lines
+        else:
+            costs = {}
     if "seconds" not in picture.panels:
         timed = set()
     elif not picture.mix_hardware:
@@ -118,8 +122,6 @@ def collect(
 
 
 def _cost(plan: Plan, line: str, finished: Sequence[PlannedRun], benches: Path) -> Cost | None:
-    if not finished:
-        return None
     return benched.cost(finished[0].run, benches, plan.experiment.runs or plan.experiment.name, line)
 
 

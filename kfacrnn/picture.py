@@ -29,8 +29,8 @@ class Axis:
 @dataclass
 class Picture:
     """`ends` says at which update or second a panel stops, when that is not where the last line does.
-    `benched_seconds`: where the runs of any line never had the machine to themselves, seconds of all lines are those of
-    `kfacrnn bench`."""
+    `benched_seconds`: seconds of all lines are those of `kfacrnn bench`, which measures them side by side, if it has
+    measured every line, or if the runs of any line never had the machine to themselves."""
 
     title: str = setting("title of the figure")
     y: Axis = setting("vertical axis")

@@ -142,8 +142,8 @@ def _notes(described: Experiment, entries: Sequence[Entry]) -> Iterator[str]:
         )
     if any(entry.line.benched for entry in entries):
         yield (
-            "†: some runs shared the machine, so seconds are what updates cost by kfacrnn bench, per update the "
-            "mean in the long run and the 95th percentile of single ones; K-FAC's first updates cost more."
+            "†: seconds are what updates cost by kfacrnn bench, side by side, per update the mean in the long run and "
+            "the 95th percentile of single ones; K-FAC's first updates cost more."
         )
 
 

@@ -294,17 +294,21 @@ def test_lines_that_nothing_else_tells_apart_have_colours_of_their_own(tmp_path:
     assert [shade.lower() in svg for shade in OTHER_COLOURS[:2]] == [True, False]
 
 
-def test_with_models_the_legend_has_methods_and_then_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_models_the_legend_has_methods_and_then_models_that_have_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     models = (
         "{small: {}, large: {overrides: [task.hidden=5], style: dashed, seeds: [3], settings: small, label: Large}}"
     )
     methods = "{SGD: {optimizer: sgd}, Adam: {optimizer: adam, marker: circle}}"
     path = write_experiment(tmp_path / "tiny.yaml", methods, seeds="[1, 2]", models=models)
-    for line in ("SGD small", "SGD large", "Adam small"):
+    labels = legend_of(monkeypatch)
+    for line in ("SGD small", "Adam small", "SGD large"):
         for run in confirmation(path, tmp_path, line):
             store(run, [2.0, 1.0])
-    labels = legend_of(monkeypatch)
-    rows = drawn(path, tmp_path)
+        labels.clear()
+        rows = drawn(path, tmp_path)
+        assert ("Large" in labels) == (line == "SGD large")
     assert labels == ["medians and ranges of n seeds", "SGD (n = 2 and 1)", "Adam (n = 2)", "small", "Large"]
     assert column(rows, "updates", "SGD large", "n") == [1, 1]
     stored = json.loads((tmp_path / "figures" / "tiny.json").read_text())["lines"]
@@ -417,12 +421,22 @@ def test_benched_seconds_are_for_the_settings_that_were_benched(tmp_path: Path) 
 def test_all_lines_have_seconds_by_the_same_clock(tmp_path: Path) -> None:
     path = write_experiment(tmp_path / "tiny.yaml", METHODS, figure=BENCHED)
     store(confirmation(path, tmp_path, "SGD")[0], [2.0, 1.0])  # alone on the machine
-    bench(tmp_path, "experiment-tiny-fp32-threads=1", line="SGD", optimizer="sgd", ms_mean_cycle=250.0)
-    assert column(drawn(path, tmp_path), "seconds", "SGD", "median") == [2.0, 1.0]
     store(confirmation(path, tmp_path, "Adam")[0], [2.0, 1.0], jobs=2)
+    bench(tmp_path, "experiment-tiny-fp32-threads=1", line="SGD", optimizer="sgd", ms_mean_cycle=250.0)
     rows = drawn(path, tmp_path)
     assert column(rows, "seconds", "SGD", "x") == column(rows, "benched", "Adam", "x") == []
     assert column(rows, "benched", "SGD", "x") == [0.25, 0.5]
+
+
+def test_seconds_measured_side_by_side_go_before_those_of_runs_once_every_line_has_them(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS, figure=BENCHED)
+    store(confirmation(path, tmp_path, "SGD")[0], [2.0, 1.0])
+    bench(tmp_path, "experiment-tiny-fp32-threads=1", line="SGD", optimizer="sgd", ms_mean_cycle=250.0)
+    assert column(drawn(path, tmp_path), "benched", "SGD", "x") == [0.25, 0.5]
+    store(confirmation(path, tmp_path, "Adam")[0], [2.0, 1.0])
+    rows = drawn(path, tmp_path)
+    assert column(rows, "benched", "SGD", "x") == []
+    assert column(rows, "seconds", "SGD", "median") == column(rows, "seconds", "Adam", "median") == [2.0, 1.0]
 
 
 def test_benched_seconds_are_no_way_around_mixing_hardware(tmp_path: Path) -> None:
