@@ -25,7 +25,7 @@ MOST_TRIALS = 10_000  # of a line: all of them are kept in memory, and looked at
 @dataclass
 class Method:
     """An optimiser with its settings, and where the best of them are to be looked for; `tune_overrides` are for its
-    trials alone, after those of `tune`."""
+    trials alone, after those of `tune`. With `settings`, the name of another method, it has those that won there."""
 
     optimizer: str = setting("file in configs/optimizer")
     overrides: list[str] = field(default_factory=list)
@@ -33,6 +33,7 @@ class Method:
     cross: dict[str, list[Any]] = field(default_factory=dict)
     search: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     tune_overrides: list[str] = field(default_factory=list)
+    settings: str | None = None
     label: str | None = None
     style: str = "solid"
     marker: str | None = None
@@ -51,7 +52,7 @@ class Method:
         for key, values in self.cross.items():
             if len(values) % 2 == 0:
                 yield f"cross.{key}: must have an odd number of values, for there to be a middle one"
-        kinds = [kind for kind in ("grid", "cross", "search") if getattr(self, kind)]
+        kinds = [kind for kind in ("settings", "grid", "cross", "search") if getattr(self, kind)]
         if len(kinds) > 1:
             yield f"{kinds[1]}: there is a `{kinds[0]}` as well; a method has one of them"
         yield from _style(self.style)
@@ -62,6 +63,10 @@ class Method:
     def axes(self) -> dict[str, list[Any]]:
         """What of the method's search can be extended, or have edges."""
         return self.grid or self.cross
+
+    @property
+    def is_searched(self) -> bool:
+        return bool(self.axes or self.search)
 
 
 @dataclass
@@ -218,6 +223,9 @@ class Experiment:
         yield from own_keys("common", self.common)
 
     def _search_problems(self, method: Method) -> Iterator[str]:
+        searched = [name for name, other in self.methods.items() if other.is_searched]
+        if method.settings is not None and method.settings not in searched:
+            yield f"settings={method.settings}: must be a method with a grid, a cross or a search"
         if self.models and method.style != "solid":
             yield f"style={method.style}: is the model's where there are `models`; a method may have a `marker`"
         if method.axes and self.tune is None:
@@ -236,10 +244,10 @@ class Experiment:
         """By name, in the order of the methods and within each of the models."""
         lines = []
         for name, method in self.methods.items():
-            label, seeds = method.label or name, tuple(self.seeds)
+            label, seeds, searched = method.label or name, tuple(self.seeds), method.settings or name
             if not self.models:
                 overrides = (*self.common, *method.overrides)
-                lines.append(Line(name, name, None, label, method.style, overrides, seeds, tuned_as=name))
+                lines.append(Line(name, name, None, label, method.style, overrides, seeds, tuned_as=searched))
             for title, model in self.models.items():
                 lines.append(
                     Line(
@@ -250,7 +258,7 @@ class Experiment:
                         style=model.style,
                         overrides=(*self.common, *model.overrides, *method.overrides),
                         seeds=tuple(model.seeds or seeds),
-                        tuned_as=f"{name} {model.settings or title}",
+                        tuned_as=f"{searched} {model.settings or title}",
                     )
                 )
         return {line.name: line for line in lines}
@@ -258,10 +266,14 @@ class Experiment:
     def method(self, line: str) -> Method:
         return self.methods[self.lines[line].method]
 
+    def searched(self, line: str) -> Method:
+        """The method whose search chooses the settings of the line."""
+        return self.method(self.lines[line].tuned_as)
+
     def choices(self, line: str) -> list[Choice]:
-        """The points of the line's grid, cross or search, as far as they are known before the first run; one empty
-        choice where there is nothing to choose."""
-        method = self.method(line)
+        """The points of the grid, cross or search that chooses the line's settings, as far as they are known before the
+        first run; one empty choice where there is nothing to choose."""
+        method = self.searched(line)
         if method.search and self.tune is not None:
             return search.draw(method.search, self.tune.trials or 0, self.tune.seed)
         return search.cross(method.cross) if method.cross else search.points(method.grid)
@@ -274,13 +286,12 @@ class Experiment:
 
     def extra_trials(self, line: str) -> int:
         """How many points are to be added to the line's grid or cross once it has a winner."""
-        return self.tune.extend if self.tune is not None and self.method(line).axes else 0
+        return self.tune.extend if self.tune is not None and self.searched(line).axes else 0
 
     def tuning(self, line: str) -> list[Point]:
-        """The runs that search the line's settings; none where there is nothing to search, or where it is done for
-        another model."""
-        method = self.method(line)
-        if not (method.axes or method.search) or self.lines[line].tuned_as != line:
+        """The runs that search the line's settings; none where there is nothing to search, or where another line's
+        search chooses them."""
+        if not self.method(line).is_searched or self.lines[line].tuned_as != line:
             return []
         return [self.trial(line, choice) for choice in self.choices(line)]
 

@@ -62,7 +62,8 @@ class PlannedRun:
 class Plan:
     """The runs of an experiment. Composing checks every tuning run; `validate` checks the others too.
 
-    `lines` are the names of its lines; `tuning` has, for each, the trials that are known from the start.
+    `lines` are the names of its lines; `tuning` has, for each and for those that choose their settings, the trials that
+    are known from the start.
     """
 
     def __init__(self, experiment: Experiment, results: str, overrides: Sequence[str] = (), only: Sequence[str] = ()):
@@ -78,7 +79,8 @@ class Plan:
         self._composer = config.Composer()
         self._composed: dict[tuple[str, ...], config.Run] = {}
         self._scores: dict[str, float] = {}  # by run_id; reading whole curves at every turn of a sweep takes seconds
-        self.tuning = {line: [self._planned(point) for point in experiment.tuning(line)] for line in self.lines}
+        searched = dict.fromkeys([*(experiment.lines[line].tuned_as for line in self.lines), *self.lines])
+        self.tuning = {line: [self._planned(point) for point in experiment.tuning(line)] for line in searched}
 
     def _planned(self, point: Point) -> PlannedRun:
         overrides = (*point.overrides, *self._overrides)
@@ -95,7 +97,7 @@ class Plan:
     def _refuse_searched_keys(self, overrides: Sequence[str]) -> None:
         """All trials along an axis would be one run, and whatever is said of them untrue."""
         for line in self.lines:
-            method = self.experiment.method(line)
+            method = self.experiment.searched(line)
             for entry in overrides:
                 if entry.split("=", 1)[0].lstrip("+~") in {**method.axes, **method.search}:
                     raise UserError(f"overrides: {entry}: is what {self.experiment.name} searches for {line}")
@@ -149,7 +151,7 @@ class Plan:
         """The settings that the line's winner has the least or the greatest tried value of."""
         source = self.experiment.lines[line].tuned_as
         winner, tried = self.winner(line), [trial.point.choice for trial in self.trials(source)]
-        return search.edges(self.experiment.method(line).axes, tried, winner.point.choice) if winner else []
+        return search.edges(self.experiment.searched(line).axes, tried, winner.point.choice) if winner else []
 
     def unequal_trials(self) -> dict[str, int]:
         """How many trials each tuned line has, if these are not the same for all of them; else nothing. A line without
@@ -181,14 +183,14 @@ class Plan:
 
     def known(self) -> Iterator[PlannedRun]:
         """Every run that is known by now, tuning first."""
-        for line in self.lines:
+        for line in self.tuning:
             yield from self.trials(line)
         for line in self.lines:
             yield from self.confirmation(line)
 
     def unknown(self) -> Iterator[PlannedRun]:
         """Stand-ins, of equal length, for the runs that will be known when a search is further."""
-        for line in self.lines:
+        for line in self.tuning:
             yield from self._all_trials(line)[len(self.trials(line)) :]
         for line in self.lines:
             if not self.confirmation(line):

@@ -132,6 +132,8 @@ def test_values_are_written_so_that_hydra_reads_them_back(value: object, text: s
         ("methods:", "models: {a: {seeds: []}}\nmethods:", "models.a.seeds=[]: must be one or more"),
         ("methods:", "models: {a: {settings: b}}\nmethods:", "models.a.settings=b: must be a model that has no"),
         ("methods:", "models: {a: {settings: a}}\nmethods:", "models.a.settings=a: must be a model that has no"),
+        ("overrides: [optimizer.lr=0.5]", "settings: Sgd", "methods.Adam.settings=Sgd: must be a method with a grid"),
+        ("overrides: [optimizer.lr=0.5]", "settings: Adam", "methods.Adam.settings=Adam: must be a method with a"),
         ("methods:", "models: {'1 2': {}, '2': {}}\nmethods:\n  SGD 1: {optimizer: sgd}", "would have the same name"),
         (
             "methods:",

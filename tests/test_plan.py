@@ -119,6 +119,26 @@ def test_settings_are_transferred_from_the_model_they_were_tuned_on(tmp_path: Pa
     assert [(run.run.seed, run.run.task.hidden) for run in (small, large)] == [(1, 4), (4, 5)]
 
 
+def test_a_method_may_have_the_settings_that_won_for_another_which_is_tuned_first(tmp_path: Path) -> None:
+    models = "{small: {}, large: {overrides: [task.hidden=5], seeds: [4], settings: small}}"
+    methods = f"{GRID[:-1]}, Nesterov: {{optimizer: sgd, settings: SGD, overrides: [optimizer.nesterov=true]}}}}"
+    path = write_experiment(tmp_path / "as.yaml", methods, tune="{seed: 0, extend: 1}", models=models)
+    plan = Plan(experiment.load(path), str(tmp_path), only=["Nesterov"])
+    plan.validate()
+    assert plan.lines == ["Nesterov small", "Nesterov large"]
+    assert plan.counts()[1] == 3 + 1 + 2
+    for loss in (3, 1, 2, 4):
+        store(next(run for run in plan.known() if not run.finished), [loss])
+    confirmed = [run.run for line in plan.lines for run in plan.confirmation(line)]
+    assert [run.optimizer.lr for run in confirmed] == [1.0, 1.0]
+    assert [run.optimizer.nesterov for run in confirmed] == [True, True]
+    assert [run.task.hidden for run in confirmed] == [4, 5]
+    assert plan.edges("Nesterov small") == []
+    assert plan.unequal_trials() == {}
+    with pytest.raises(UserError, match=r"optimizer\.lr=2: is what as searches for Nesterov small"):
+        Plan(plan.experiment, str(tmp_path), overrides=["optimizer.lr=2"], only=["Nesterov"])
+
+
 def test_unequal_numbers_of_trials_are_said_and_methods_as_shipped_do_not_count(tmp_path: Path) -> None:
     adam, shipped = "Adam: {optimizer: adam, grid: {optimizer.lr: [0.1, 0.2]}}", "AdamW: {optimizer: adamw}"
     plan = extended(tmp_path, f"{GRID[:-1]}, {adam}, {shipped}}}", extend=0)
