@@ -211,7 +211,7 @@ class Plan:
     def seconds_left(self) -> float | None:
         """Seconds of training still to be done, one run at a time: at the rate of the line's own runs, else at that of
         the benchmarks, else at that of the other lines. None where there is nothing of these."""
-        measured: dict[str, list[float]] = {line: [] for line in self.lines}
+        measured: dict[str, list[float]] = {line: [] for line in self.tuning}
         left: list[tuple[PlannedRun, int]] = [(stand_in, stand_in.run.budget.updates) for stand_in in self.unknown()]
         for planned in self.known():
             left.append((planned, planned.run.budget.updates - planned.update))

@@ -70,7 +70,7 @@ def unfinished(plan: Plan) -> Iterator[str]:
         yield f"{counts['failed']} failed; --retry-failed runs them again"
     if counts["interrupted"] or counts["missing"]:
         yield f"{counts['interrupted'] + counts['missing']} stopped or not started; the same command continues them"
-    for line in plan.lines:
+    for line in plan.tuning:
         trials = plan.trials(line)
         if trials and all(trial.finished for trial in trials) and not plan.winner(line):
             yield f"method {line}: no tuning run can be chosen, all of them diverged; mend its grid"

@@ -129,6 +129,7 @@ def test_a_method_may_have_the_settings_that_won_for_another_which_is_tuned_firs
     assert plan.counts()[1] == 3 + 1 + 2
     for loss in (3, 1, 2, 4):
         store(next(run for run in plan.known() if not run.finished), [loss])
+    assert plan.seconds_left() is not None
     confirmed = [run.run for line in plan.lines for run in plan.confirmation(line)]
     assert [run.optimizer.lr for run in confirmed] == [1.0, 1.0]
     assert [run.optimizer.nesterov for run in confirmed] == [True, True]
@@ -137,6 +138,17 @@ def test_a_method_may_have_the_settings_that_won_for_another_which_is_tuned_firs
     assert plan.unequal_trials() == {}
     with pytest.raises(UserError, match=r"optimizer\.lr=2: is what as searches for Nesterov small"):
         Plan(plan.experiment, str(tmp_path), overrides=["optimizer.lr=2"], only=["Nesterov"])
+
+
+def test_that_no_trial_can_be_chosen_is_said_where_only_what_borrows_its_settings_is_asked_for(tmp_path: Path) -> None:
+    methods = f"{GRID[:-1]}, Nesterov: {{optimizer: sgd, settings: SGD, overrides: [optimizer.nesterov=true]}}}}"
+    path = write_experiment(tmp_path / "as.yaml", methods, tune="{seed: 0}")
+    plan = Plan(experiment.load(path), str(tmp_path), only=["Nesterov"])
+    for trial in plan.tuning["SGD"]:
+        store(trial, [1], state="diverged")
+    assert list(standing.unfinished(plan)) == [
+        "method SGD: no tuning run can be chosen, all of them diverged; mend its grid"
+    ]
 
 
 def test_unequal_numbers_of_trials_are_said_and_methods_as_shipped_do_not_count(tmp_path: Path) -> None:
