@@ -38,7 +38,7 @@ from kfacrnn.kfac.inverses import Inverses
 from kfacrnn.kfac.maths import GAMMA_MAX
 from kfacrnn.kfac.quadratic import STAY, Chosen, QuadraticModel, common_share, plane, repeatable
 from kfacrnn.kfac.step_size import bounded_step
-from kfacrnn.kfac.update import Directions, move, preconditioned, predicted_change, running, steps
+from kfacrnn.kfac.update import Directions, Taken, move, preconditioned, predicted_change, running, steps
 from kfacrnn.predictive import Distribution
 
 
@@ -153,9 +153,8 @@ class KFAC(torch.optim.Optimizer):
             self._estimator.moving, refresh_every, refresh_delay, self._distribution, early_interval
         )
         self._updates = self._skipped = 0
-        self._curvature = 0.0  # ΔᵀF̂Δ of the last update
-        self._step_size = self._momentum = self._predicted_kl = self._predicted_change = 0.0
-        self._last_curvature = 0.0  # vᵀ(F + λ_h I)v, as far as the quadratic model is asked
+        self._last = Taken()
+        self._velocity_curvature = 0.0  # vᵀ(F + λ_h I)v, as far as the quadratic model is asked
         self._reduction_ratio = math.nan
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -226,13 +225,12 @@ class KFAC(torch.optim.Optimizer):
         with torch.autocast(self._estimator.device.type, enabled=False):  # a user may step where the loss is computed
             self._inverses.advance(self._updates, self._passes.newest, self._damping.before(self._updates))
             directions, curvature = self._directions()
-        self._step_size = self._momentum = self._predicted_kl = self._predicted_change = 0.0
         is_usable = math.isfinite(curvature) and curvature >= 0
-        self._curvature = curvature if is_usable else 0.0
-        chosen = self._chosen(directions, forward) if is_usable and forward is not None else None
+        chosen = self._chosen(directions, curvature, forward) if is_usable and forward is not None else None
         if is_usable and (chosen is not None or forward is None):
-            self._move(directions, chosen)
+            self._last = self._taken(directions, curvature, chosen)
         else:
+            self._last = Taken()
             self._skipped += 1
         self._updates += 1
         return loss
@@ -240,28 +238,27 @@ class KFAC(torch.optim.Optimizer):
     def _directions(self) -> tuple[Directions, float]:
         return preconditioned(self._estimator, self._distribution, self.loss_scale)
 
-    def _chosen(self, directions: Directions, forward: Callable[[], Distribution]) -> Chosen | None:
+    def _chosen(self, directions: Directions, curvature: float, forward: Callable[[], Distribution]) -> Chosen | None:
         """What the quadratic model makes of Δ and the last update; None if anything is not finite."""
         share = common_share(self.param_groups)
-        if not self._curvature:
+        if not curvature:
             return STAY
-        foretold = [(list(directions.values()), self._curvature)]
-        if self._last_curvature > 0:
-            foretold.append((running("velocity", directions, self.state), self._last_curvature))
+        foretold = [(list(directions.values()), curvature)]
+        if self._velocity_curvature > 0:
+            foretold.append((running("velocity", directions, self.state), self._velocity_curvature))
         with self._estimator.private_randomness():
             found = plane(repeatable(forward, self._estimator.device), list(directions), foretold, self.loss_scale)
         return found.averaged(self._distribution.mean).chosen(self._damping.before(self._updates), share)
 
-    def _move(self, directions: Directions, chosen: Chosen | None) -> None:
-        bounded = partial(bounded_step, kl_clip=self.kl_clip, curvature=self._curvature)
-        taken = steps(self.param_groups, directions, bounded if chosen is None else chosen.step)
-        self._step_size, self._momentum = move(taken, directions, self.state)
-        if chosen is None:
-            self._predicted_kl = self._step_size**2 * self._curvature / 2
-            self._predicted_change = predicted_change(taken, self.state) if self._damping.is_adaptive else 0.0
-        else:
-            self._predicted_kl, self._predicted_change = chosen.kl, chosen.change
-            self._last_curvature = chosen.curvature
+    def _taken(self, directions: Directions, curvature: float, chosen: Chosen | None) -> Taken:
+        bounded = partial(bounded_step, kl_clip=self.kl_clip, curvature=curvature)
+        planned = steps(self.param_groups, directions, bounded if chosen is None else chosen.step)
+        eta, mu = move(planned, directions, self.state)
+        if chosen is not None:
+            self._velocity_curvature = chosen.curvature
+            return Taken(curvature, eta, mu, chosen.kl, chosen.change)
+        change = predicted_change(planned, self.state) if self._damping.is_adaptive else 0.0
+        return Taken(curvature, eta, mu, eta**2 * curvature / 2, change)
 
     # ---------------------------------------------------------------------------------------------------- damping
 
@@ -284,7 +281,7 @@ class KFAC(torch.optim.Optimizer):
         """Sets λ by the reduction ratio ρ = (h(θ+δ) − h(θ)) / M(δ), from the training loss of one batch, that of the
         last step, before and after it. Martens & Grosse (2015), section 6.5."""
         change = torch.tensor(float(loss_after) - float(loss_before), dtype=torch.float64)
-        self._reduction_ratio = self._damping.adapt(self._distribution.mean(change).item(), self._predicted_change)
+        self._reduction_ratio = self._damping.adapt(self._distribution.mean(change).item(), self._last.predicted_change)
 
     # ------------------------------------------------------------------------------------------- insight and state
 
@@ -298,9 +295,9 @@ class KFAC(torch.optim.Optimizer):
         quadratic model; nats per unit of the loss), damping, staleness in updates, extremes of ψ̂, worst condition
         numbers, and counts of what went wrong."""
         return {
-            "step_size": self._step_size,
-            "momentum": self._momentum,
-            "predicted_kl": self._predicted_kl,
+            "step_size": self._last.eta,
+            "momentum": self._last.mu,
+            "predicted_kl": self._last.predicted_kl,
             "damping": self._damping.before(max(0, self._updates - 1)),
             "staleness": max(0, self._updates - 1 - self._inverses.made_from),
             **self._inverses.stats(),
@@ -316,11 +313,7 @@ class KFAC(torch.optim.Optimizer):
     def resume(self) -> None:
         self._inverses.resume()
 
-    _NUMBERS = (
-        "damping", "kl_clip", "loss_scale", "_updates", "_skipped", "_curvature",
-        "_step_size", "_momentum", "_predicted_kl", "_predicted_change", "_last_curvature",
-        "_reduction_ratio",
-    )  # fmt: skip
+    _NUMBERS = ("damping", "kl_clip", "loss_scale", "_updates", "_skipped", "_velocity_curvature", "_reduction_ratio")
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("KFAC belongs to its model and can be neither copied nor pickled: use state_dict()")
@@ -331,6 +324,7 @@ class KFAC(torch.optim.Optimizer):
         state["kfac"] = {
             "approximation": self.approximation,
             "numbers": {name: getattr(self, name) for name in self._NUMBERS},
+            "last": self._last._asdict(),
             "passes": self._passes.state_dict(),
             "estimator": self._estimator.state_dict(),
             "inverses": self._inverses.state_dict(),
@@ -350,3 +344,4 @@ class KFAC(torch.optim.Optimizer):
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "kfac"})
         for name, value in state["numbers"].items():
             setattr(self, name, value)
+        self._last = Taken(**state["last"])

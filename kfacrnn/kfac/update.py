@@ -48,6 +48,16 @@ class Step(NamedTuple):
     weight_decay: float
 
 
+class Taken(NamedTuple):
+    """What became of an update; nothing, if it was skipped."""
+
+    curvature: float = 0.0  # ΔᵀF̂Δ
+    eta: float = 0.0
+    mu: float = 0.0
+    predicted_kl: float = 0.0  # nats per unit of h
+    predicted_change: float = 0.0  # M(v), where somebody wants to know
+
+
 def steps(
     groups: Iterable[Mapping[str, Any]],
     directions: Directions,

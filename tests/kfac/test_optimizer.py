@@ -411,7 +411,7 @@ def test_learning_rate_schedulers_act_on_the_step_size(kl_clip):
             train(model, optimizer, [update])
             scheduler.step()
             stats = optimizer.stats()
-            sizes.append(stats["step_size"] / math.sqrt(min(1, kl_clip / optimizer._curvature / 1e-6)))
+            sizes.append(stats["step_size"] / math.sqrt(min(1, kl_clip / optimizer._last.curvature / 1e-6)))
     assert sizes == pytest.approx([1e-3, 5e-4, 2.5e-4, 1.25e-4])
 
 

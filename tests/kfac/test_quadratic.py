@@ -288,7 +288,7 @@ def test_every_step_is_the_least_of_the_dense_model_in_the_plane_of_direction_an
         assert stats["momentum"] == pytest.approx(share * best[1].item() if len(best) > 1 else 0.0, rel=1e-6)
         damped = (velocity @ curvature @ velocity / 2).item()
         assert stats["predicted_kl"] == pytest.approx(damped - damping * velocity.square().sum().item() / 2, rel=1e-6)
-        assert optimizer._predicted_change == pytest.approx((g @ velocity).item() + damped, rel=1e-6)
+        assert optimizer._last.predicted_change == pytest.approx((g @ velocity).item() + damped, rel=1e-6)
 
 
 def test_for_small_steps_the_loss_changes_as_the_model_predicts():
