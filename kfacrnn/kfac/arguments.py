@@ -107,5 +107,5 @@ def check_forward(given: bool, needed: bool) -> None:
 def check_covered(uncovered: Iterable[str], fallback: str | None) -> None:
     """Nothing is left untrained in silence."""
     if fallback is None and (names := ", ".join(uncovered)):
-        remedy = "use kfacrnn.nn layers, freeze them, or choose fallback='gradient'"
+        remedy = "use kfacrnn.nn layers, LSTMs without proj_size, freeze them, or choose fallback='gradient'"
         raise ValueError(f"no Fisher block covers {names}: {remedy}")

@@ -6,6 +6,7 @@ inverse, and its parameters' gradients into a direction.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from kfacrnn.kfac.inversion import Inversion
 class Curvature:
     """What all blocks agree on: the approximation, the largest factor that is kept dense, in which precision its
     decomposition and products are, and which modes count. None, and products with float64 factors: see
-    `kfacrnn.kfac.precision`."""
+    `kfacrnn.kfac.precision`. Of targets that are not the model's own, `empirical`, the g_t of outputs are correlated
+    over time."""
 
     approximation: str
     max_dense: int
@@ -34,6 +36,7 @@ class Curvature:
     compute_dtype: torch.dtype | None = None
     product_dtype: torch.dtype | None = None
     lag_tolerance: float | None = None
+    empirical: bool = False
 
     def exactness(self, lag_0: Sequence[Tensor]) -> dict[str, Any]:
         """What `inversion` is to be told of precision and tolerance, for a map with these A0 and G0."""
@@ -136,15 +139,19 @@ class Block(ABC):
         return {
             "average": self.average.state_dict(),
             "inverse": plain(inverse),
-            "is_output": self.is_output,
             "is_logits": self.is_logits,
         }
 
+    def require_fitting(self, state: dict[str, Any]) -> None:
+        """Raises ValueError unless `load_state_dict` can load it."""
+        shapes = [tuple(total.shape) for total in state["average"]["sums"]]
+        after = copy.copy(self)
+        after.is_logits = state["is_logits"]
+        if shapes and shapes != after._shapes():
+            raise ValueError(f"the state is that of another model: {self.name} has factors {shapes} there")
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.is_logits = state["is_logits"]
-        shapes = [tuple(total.shape) for total in state["average"]["sums"]]
-        if shapes and shapes != self._shapes():
-            raise ValueError(f"the state is that of another model: {self.name} has factors {shapes} there")
         self.average.load_state_dict(state["average"], self.parameters[0].device)
         self.inverse = self.restored(state["inverse"])
 

@@ -33,7 +33,8 @@ class KroneckerBlock(Block):
     @property
     def has_lags(self) -> bool:
         """Lag factors are kept where contributions of different steps can correlate and both sides are dense."""
-        wanted = self.curvature.approximation != "indep" and not self.is_output
+        can_correlate = self.curvature.empirical or not self.is_output
+        wanted = self.curvature.approximation != "indep" and can_correlate
         return wanted and self.dense_A and all(map(self._is_dense, self.rows))
 
     @property

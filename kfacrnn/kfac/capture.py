@@ -38,7 +38,7 @@ class LinearMap:
     biases: tuple[Tensor, ...] = ()
     splits: Mapping[str, int] = field(default_factory=dict)
     rows: slice = field(default_factory=lambda: slice(None))
-    is_output: bool = False  # feeds the predictive distribution and nothing else, so its g_t are uncorrelated over time
+    is_output: bool = False  # feeds the predictive distribution and nothing else
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -75,6 +75,8 @@ class ElementwiseMap:
 
 Map = LinearMap | EmbeddingMap | ElementwiseMap
 
+TORCHS_RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+
 
 @dataclass(frozen=True, eq=False)
 class Tap:
@@ -92,28 +94,37 @@ class Tap:
 
 
 class Tape(list[Tap]):
-    """The taps of one forward pass, in the order in which the maps were applied."""
+    """The taps of one forward pass, in the order in which the maps were applied, until it is `closed`: what a backward
+    pass computes again, as with checkpointing, is no second use."""
+
+    closed = False
 
     def record(self, map: Map, a: Tensor, s: Tensor, time_first: bool | None = True, **more: Any) -> None:
-        self.append(Tap(map, a.detach(), s, time_first, **more))
+        if not self.closed:
+            self.append(Tap(map, a.detach(), s, time_first, **more))
 
 
 class Recorder:
-    """The maps of a model by their full names, and the means to record them.
+    """The maps of a model that hold any of the `trained` parameters (None: all), by their full names, and the means to
+    record them. Other modules run as ever.
 
-    Raises ValueError, naming the module, for recurrent layers that cannot be captured.
+    Raises ValueError, naming the module, for recurrent layers of torch's that can be converted, and are not.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, trained: Set[Tensor] | None = None):
         self.maps: dict[str, Map] = {}
         self._capturable: dict[str, Any] = {}
         self._hooked: list[tuple[nn.Module, Map]] = []
+        trained = set(model.parameters()) if trained is None else trained
         for name, module in model.named_modules():
-            if hasattr(module, "tape") and hasattr(module, "maps"):
+            if trained.isdisjoint(module.parameters(recurse=False)) or _has_projection(module):
+                continue
+            if _is_capturable(module):
                 self._capturable[name] = module
-                for map in module.maps():
-                    self.maps[f"{name}.{map.name}".lstrip(".")] = map
-            elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
+                for map in self._capturable[name].maps():
+                    if not trained.isdisjoint(map.parameters):
+                        self.maps[f"{name}.{map.name}".lstrip(".")] = map
+            elif type(module) in TORCHS_RECURRENT:
                 kind = f"torch.nn.{type(module).__name__}"
                 raise ValueError(
                     f"{name or 'the model'} is a {kind}, whose pre-activations cannot be seen: "
@@ -133,7 +144,7 @@ class Recorder:
 
     @contextmanager
     def recording(self) -> Iterator[Tape]:
-        """Every map that is applied inside leaves a tap on the tape."""
+        """Every map that is applied inside leaves a tap on the tape, until the tape is closed."""
         tape = Tape()
         with ExitStack() as stack:
             for module, map in self._hooked:
@@ -142,6 +153,15 @@ class Recorder:
                 module.tape = tape
                 stack.callback(setattr, module, "tape", None)
             yield tape
+
+
+def _is_capturable(module: nn.Module) -> bool:
+    """By its class: what torch.compile wraps a module in has the attributes of the module, too."""
+    return all(hasattr(type(module), name) for name in ("tape", "maps"))
+
+
+def _has_projection(module: nn.Module) -> bool:
+    return isinstance(module, nn.LSTM) and module.proj_size > 0
 
 
 def _hooked_map(name: str, module: nn.Module) -> Map | None:

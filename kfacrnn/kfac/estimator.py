@@ -63,23 +63,26 @@ class Estimator:
         curvature: Curvature,
         *,
         decay: float,
-        empirical: bool,
         seed: int,
         distribution: Alone | None = None,
     ):
         if not trained:
             raise ValueError("no parameter requires a gradient: there is nothing to train")
-        self._recorder = Recorder(model)
+        self._recorder = Recorder(model, trained)
         self._decay = decay
-        self._empirical = empirical
+        self._empirical = curvature.empirical
         self._distribution = distribution or Alone()
         self.blocks, self.uncovered = _partition(model, self._recorder, trained, curvature)
         self._distribution.place(self.blocks)
         self._names = {id(block.map): name for name, block in self.blocks.items()}
-        self.device = next(p for p in model.parameters() if p in trained).device
+        self._parameter = next(p for p in model.parameters() if p in trained)
         self._frozen: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if not p.requires_grad}
         self._generator = torch.Generator().manual_seed(seed)  # on the CPU, so that a state may go to another device
         self.skipped = 0  # passes that were left out because they were not finite
+
+    @property
+    def device(self) -> torch.device:
+        return self._parameter.device
 
     @property
     def moving(self) -> dict[str, Block]:
@@ -89,9 +92,10 @@ class Estimator:
     def update(self, forward: Callable[[], Any]) -> bool:
         """One statistics pass, see `KFAC.update_statistics`; False if it was not finite and therefore left out."""
         is_first = not any(block.average.weight for block in self.blocks.values())
-        with torch.enable_grad(), self.private_randomness(), torch.compiler.set_stance("force_eager"):
-            with self._recorder.recording() as tape:
-                returned = forward()
+        eager = torch.compiler.set_stance("force_eager")
+        with torch.enable_grad(), self.private_randomness(), eager, self._recorder.recording() as tape:
+            returned = forward()
+            tape.closed = True
             with self._full_precision():
                 distribution, targets = self._targets(returned)
                 loss = distribution.log_loss(targets).sum()
@@ -138,7 +142,7 @@ class Estimator:
         return torch.Generator(self.device).manual_seed(self._seed())
 
     def _seed(self) -> int:
-        return int(torch.randint(2**62, (), generator=self._generator))
+        return int(torch.randint(2**62, (), generator=self._generator, device="cpu"))
 
     def _full_precision(self) -> torch.autocast:
         """Autocast is for the forward pass; a backward pass follows what that one did, where it was off included."""
@@ -172,7 +176,7 @@ class Estimator:
             if not all(p.requires_grad for p in self.blocks[name].parameters):
                 raise ValueError(f"{name} was frozen after the optimiser was made: make a new one")
             if not all(tap.s.requires_grad for tap in uses):
-                raise ValueError(f"{name} ran under no_grad")
+                raise ValueError(f"{name} ran under no_grad, or in torch.utils.checkpoint without use_reentrant=False")
         if not loss.requires_grad:
             raise ValueError("the predictions have no gradient: forward must not detach them, nor run under no_grad")
 
@@ -242,11 +246,16 @@ class Estimator:
         blocks = {name: block.state_dict(inverses[name]) for name, block in self.blocks.items()}
         return {"blocks": blocks, "generator": self._generator.get_state(), "skipped": self.skipped}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.skipped = state["skipped"]
+    def require_fitting(self, state: dict[str, Any]) -> None:
+        """Raises ValueError unless `load_state_dict` can load it."""
         odd = sorted(set(state["blocks"]) ^ set(self.blocks))
         if odd:
             raise ValueError(f"the state is that of another model: {odd[0]} is in one of them only")
+        for name, block in self.blocks.items():
+            block.require_fitting(state["blocks"][name])
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.skipped = state["skipped"]
         for name, block in self.blocks.items():
             block.load_state_dict(state["blocks"][name])
             block.inverse = self._distribution.kept(name, block.inverse)
@@ -276,8 +285,6 @@ def _partition(
         if not all(p in names for p in map.parameters):
             continue  # computed from other parameters, which no map holds: parametrizations
         frozen = [names[p] for p in map.parameters if p not in trained]
-        if len(frozen) == len(map.parameters):
-            continue
         if frozen:
             raise ValueError(f"{name} is trained only in part, {frozen[0]} is not: train all of it or none")
         for parameter in map.parameters:

@@ -37,7 +37,8 @@ def seen_by(
     if len(uses) > 1 or uses[0].is_step:
         a, g = _over_time(name, uses, found, batch_first)
         time_first = True
-    steps, cases, lead = sequences.steps, sequences.cases, tuple(g.shape[:-1])
+    steps, cases, given = sequences.steps, sequences.cases, tuple(g.shape[:-1])
+    lead = given
     if time_first is None and lead == (cases,):
         return Pass(a.unsqueeze(0), g.unsqueeze(0), sequences.once())
     if time_first is None and batch_first and len(lead) == 2:
@@ -47,16 +48,21 @@ def seen_by(
     has_every_step = sequences.padding is not None and lead[1:] == (cases,) and lead[0] >= max(sequences.lengths)
     if has_every_step and not g[steps:].nan_to_num(0).any():  # what is not finite is another's complaint
         return Pass(_of_steps(a, steps), _of_steps(g, steps), sequences)
-    raise ValueError(f"{name} {_misfit(lead, steps, cases, len(uses))}")
+    raise ValueError(f"{name} {_misfit(given, sequences, len(uses), batch_first)}")
 
 
-def _misfit(lead: tuple[int, ...], steps: int, cases: int, uses: int) -> str:
+def _misfit(lead: tuple[int, ...], sequences: Sequences, uses: int, batch_first: bool) -> str:
+    steps, cases = sequences.steps, sequences.cases
     if lead == (steps * cases,):
         return f"was given time and batch folded into one axis of {lead[0]}: give it [T, B, …]"
+    if lead == (sequences.observed,):
+        return "was given the data of a PackedSequence: unpack it first, as by pad_packed_sequence"
     predicted = f"but the predictions have T = {steps} and B = {cases}"
     if uses > 1:
         return f"was used {uses} times on {lead[1]} sequences, {predicted}: use it at every step"
     found = f"was given leading axes {list(lead)}, {predicted}"
+    if batch_first and sorted(lead) == sorted((cases, steps)):
+        return f"{found}, batch first: all maps are to have one layout, so transpose before it"
     if lead == (cases, steps):
         return f"{found}; a model whose batch comes first says so in its predictive distribution: batch_first=True"
     return (

@@ -142,9 +142,10 @@ class KFAC(torch.optim.Optimizer):
         self._estimator = Estimator(
             model,
             {p for group in self.param_groups for p in group["params"] if p.requires_grad},
-            Curvature(approximation, max_dense, gamma_max, compute_dtype, product_dtype, lag_tolerance),
+            Curvature(
+                approximation, max_dense, gamma_max, compute_dtype, product_dtype, lag_tolerance, fisher == "empirical"
+            ),
             decay=statistics_decay,
-            empirical=fisher == "empirical",
             seed=seed,
             distribution=self._distribution,
         )
@@ -152,7 +153,7 @@ class KFAC(torch.optim.Optimizer):
         self._inverses = Inverses(
             self._estimator.moving, refresh_every, refresh_delay, self._distribution, early_interval
         )
-        self._updates = self._skipped = 0
+        self._updates = self._skipped = self._adapted_at = 0
         self._last = Taken()
         self._velocity_curvature = 0.0  # vᵀ(F + λ_h I)v, as far as the quadratic model is asked
         self._reduction_ratio = math.nan
@@ -274,20 +275,26 @@ class KFAC(torch.optim.Optimizer):
 
     @property
     def reduction_due(self) -> bool:
-        """Whether `adapt_damping` should be called after the step just taken."""
-        return self._damping.is_due(self._updates)
+        """Whether `adapt_damping` should be called after the step just taken. Not when there was none since it was: a
+        gradient scaler may have left it out."""
+        return self._damping.is_due(self._updates) and self._updates != self._adapted_at
 
     def adapt_damping(self, loss_before: float | Tensor, loss_after: float | Tensor) -> None:
         """Sets λ by the reduction ratio ρ = (h(θ+δ) − h(θ)) / M(δ), from the training loss of one batch, that of the
         last step, before and after it. Martens & Grosse (2015), section 6.5."""
-        change = torch.tensor(float(loss_after) - float(loss_before), dtype=torch.float64)
-        self._reduction_ratio = self._damping.adapt(self._distribution.mean(change).item(), self._last.predicted_change)
+        before, after = (
+            torch.as_tensor(loss, dtype=torch.float64).detach().cpu() for loss in (loss_before, loss_after)
+        )
+        change = self._distribution.mean(after - before).item()
+        self._reduction_ratio = self._damping.adapt(change, self._last.predicted_change)
+        self._adapted_at = self._updates
 
     # ------------------------------------------------------------------------------------------- insight and state
 
     def coverage(self) -> Coverage:
         """Which parameters are trained how: block, parameters, approximation, factor sizes. Print it. Whether a linear
-        map computes the logits, and so needs no lag factors, is known after the first statistics pass."""
+        map computes the logits, and with sampled targets needs no lag factors, is known after the first statistics
+        pass."""
         return self._estimator.coverage()
 
     def stats(self) -> dict[str, float]:
@@ -313,7 +320,10 @@ class KFAC(torch.optim.Optimizer):
     def resume(self) -> None:
         self._inverses.resume()
 
-    _NUMBERS = ("damping", "kl_clip", "loss_scale", "_updates", "_skipped", "_velocity_curvature", "_reduction_ratio")
+    _NUMBERS = (
+        "damping", "kl_clip", "loss_scale", "_updates", "_skipped", "_adapted_at", "_velocity_curvature",
+        "_reduction_ratio",
+    )  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("KFAC belongs to its model and can be neither copied nor pickled: use state_dict()")
@@ -332,16 +342,17 @@ class KFAC(torch.optim.Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises ValueError if the state is that of another model, approximation or optimiser."""
+        """Raises ValueError, and changes nothing, if the state is that of another model, approximation or optimiser."""
         state_dict = copy.deepcopy(state_dict)  # averages change in place: no two optimisers may hold the same ones
         state = state_dict.get("kfac", {})
         if state.get("approximation") != self.approximation:
             other = state.get("approximation", "another optimiser")
             raise ValueError(f"the state is that of {other}, not of {self.approximation}")
+        self._estimator.require_fitting(state["estimator"])  # before anything is changed, as torch has it of its part
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != "kfac"})
         self._passes.load_state_dict(state["passes"])
         self._estimator.load_state_dict(state["estimator"])
         self._inverses.load_state_dict(state["inverses"])
-        super().load_state_dict({name: value for name, value in state_dict.items() if name != "kfac"})
         for name, value in state["numbers"].items():
             setattr(self, name, value)
         self._last = Taken(**state["last"])

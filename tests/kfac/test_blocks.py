@@ -221,7 +221,7 @@ def test_the_state_of_a_block_of_other_sizes_is_refused_by_name():
     state = made(LinearMap("m", (parameter(3, 2),)))[0].state_dict(None)
     other, *_ = made(LinearMap("m", (parameter(3, 4),)))
     with pytest.raises(ValueError, match="the state is that of another model: block has factors"):
-        other.load_state_dict(state)
+        other.require_fitting(state)
 
 
 def test_the_coverage_table_names_blocks_rows_approximations_and_factor_sizes():

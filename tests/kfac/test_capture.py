@@ -105,9 +105,19 @@ def test_a_converted_layer_is_captured():
     assert list(Recorder(convert(nn.Sequential(nn.LSTM(2, 3)))).maps) == ["0.l0"]
 
 
-def test_a_projection_cannot_be_captured_and_is_refused_by_name():
-    with pytest.raises(ValueError, match="cannot be captured with proj_size > 0"):
-        Recorder(LSTM(2, 3, proj_size=2))
+class Subclass(nn.LSTM):
+    pass
+
+
+@pytest.mark.parametrize("layer", [LSTM(2, 3, proj_size=2), nn.LSTM(2, 3, proj_size=2), Subclass(2, 3)])
+def test_recurrent_layers_that_cannot_be_converted_hold_no_map(layer):
+    assert not Recorder(layer).maps
+
+
+def test_what_is_not_trained_is_not_looked_at():
+    model = nn.ModuleDict({"unconverted": nn.LSTM(2, 3), "lstm": LSTM(2, 3, 2), "out": nn.Linear(3, 2)})
+    trained = {*model["out"].parameters(), *model["lstm"].all_weights[1]}
+    assert list(Recorder(model, trained).maps) == ["lstm.l1", "out"]
 
 
 @pytest.mark.parametrize(

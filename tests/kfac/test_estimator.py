@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 from kfacrnn.kfac.block import Curvature
 from kfacrnn.kfac.estimator import Estimator
@@ -28,8 +29,8 @@ EXACT = {"rtol": 1e-9, "atol": 1e-12}
 
 def estimator(model: nn.Module, *, decay: float = 0.95, empirical: bool = False, seed: int = 0, max_dense: int = 100):
     trained = {p for p in model.parameters() if p.requires_grad}
-    curvature = Curvature("option2", max_dense, 1e10, torch.float64)
-    return Estimator(model, trained, curvature, decay=decay, empirical=empirical, seed=seed)
+    curvature = Curvature("option2", max_dense, 1e10, torch.float64, empirical=empirical)
+    return Estimator(model, trained, curvature, decay=decay, seed=seed)
 
 
 def language_model(seed: int = 0, dtype: torch.dtype = torch.float64, **options):
@@ -51,14 +52,16 @@ def assert_linear(estimator: Estimator, name: str, cases: list[Series], rows: li
     torch.testing.assert_close(values(estimator, name), expected, **EXACT)
 
 
-def assert_language_model(estimator: Estimator, by_map: dict[str, list[Series]]) -> None:
+def assert_language_model(
+    estimator: Estimator, by_map: dict[str, list[Series]], *, lags_of_softmax: bool = False
+) -> None:
     assert set(estimator.blocks) == set(by_map)
     for name, cases in by_map.items():
         match name.rsplit(".")[-1]:
             case "embedding":
                 torch.testing.assert_close(values(estimator, name), [A(cases, 0).diagonal(), G(cases, 0)], **EXACT)
             case "softmax":
-                assert_linear(estimator, name, cases, [slice(None)], lags=False)
+                assert_linear(estimator, name, cases, [slice(None)], lags=lags_of_softmax)
             case "norm" | "norm_c":
                 expected = [gain_moment(cases), G(cases, 0).diagonal()]
                 torch.testing.assert_close(values(estimator, name), expected, **EXACT)
@@ -372,12 +375,13 @@ def test_averages_weigh_passes_by_their_age_and_correct_the_start():
     assert estimated.blocks["rnn.l0"].average.lengths == lengths
 
 
-def test_the_empirical_fisher_uses_the_targets_that_forward_returns():
+def test_the_empirical_fisher_uses_the_targets_that_forward_returns_and_its_output_errors_are_correlated_over_time():
     model = language_model(batch_first=True)
     x, y = tokens(1), tokens(2)
     estimated = estimator(model, empirical=True)
     estimated.update(lambda: (Categorical(model(x.mT), batch_first=True), y.mT))
-    assert_language_model(estimated, brute_force.language_model_series(model, x, y, [T] * B))
+    by_map = brute_force.language_model_series(model, x, y, [T] * B)
+    assert_language_model(estimated, by_map, lags_of_softmax=True)
 
 
 def test_the_empirical_fisher_of_a_large_softmax_knows_the_targets_too():
@@ -521,6 +525,61 @@ def test_dropout_is_active_in_a_pass_exactly_when_the_model_trains():
     assert (values(active, "rnn.l1")[0] - values(inactive, "rnn.l1")[0]).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("made", [partial(LSTM, 3, 4), partial(DNC, 3, 4, hidden=8)])
+def test_a_layer_that_is_itself_compiled_is_captured_as_the_plain_one_is(made):
+    torch.manual_seed(0)
+    layer = made().double()
+    averages = []
+    for model in (layer, torch.compile(layer, backend="eager"), nn.Sequential(torch.compile(layer, backend="eager"))):
+        estimated, x = estimator(model), torch.randn(T, B, 3, generator=torch.Generator().manual_seed(1)).double()
+
+        def forward(model=model, x=x):
+            output = model(x)
+            return Categorical(output[0] if isinstance(output, tuple) else output)
+
+        estimated.update(forward)
+        averages.append([block.average.values() for block in estimated.blocks.values()])
+    torch.testing.assert_close(averages[1], averages[0], **EXACT)
+    torch.testing.assert_close(averages[2], averages[0], **EXACT)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, model: LanguageModel):
+        super().__init__()
+        self.model, self.use_reentrant = model, False
+
+    def forward(self, x):
+        return checkpoint(self.model, x, use_reentrant=self.use_reentrant)
+
+
+@pytest.mark.parametrize("layer", [LSTM, GRU, RNN, LayerNormLSTM])
+def test_what_a_checkpoint_computes_again_is_no_second_use(layer):
+    model, x, y = language_model(layer=layer), tokens(1), tokens(2)
+    averages = []
+    for whole in (model, Checkpointed(model)):
+        estimated = estimator(whole)
+        estimated.update(lambda whole=whole: Given(y, logits=whole(x)))
+        averages.append([block.average.values() for block in estimated.blocks.values()])
+    torch.testing.assert_close(averages[1], averages[0], rtol=0, atol=0)
+
+
+def test_a_checkpoint_that_hides_the_graph_is_refused_with_the_remedy():
+    model = Checkpointed(nn.Sequential(nn.Linear(3, V)))
+    model.use_reentrant = True
+    x = torch.randn(T, B, 3, requires_grad=True)
+    with pytest.raises(ValueError, match=r"model\.0 ran under no_grad, or in .*checkpoint without use_reentrant=False"):
+        estimator(model).update(lambda: Categorical(model(x)))
+
+
+def test_no_random_number_follows_the_default_device():
+    model, x, before = language_model(), tokens(1), torch.get_default_device()
+    torch.set_default_device("meta")
+    try:
+        assert estimator(model).update(lambda: Categorical(model(x)))
+    finally:
+        torch.set_default_device(before)
+
+
 def test_a_compiled_model_is_captured_as_the_plain_one_is():
     model, x, y = language_model(), tokens(1), tokens(2)
     compiled = torch.compile(model, backend="eager")
@@ -626,6 +685,28 @@ def test_a_forward_pass_that_cannot_be_captured_is_refused_by_name(reason):
     model = Chain()
     with pytest.raises(ValueError, match=message):
         estimator(model).update(lambda: Categorical(forward(model, torch.randn(T, B, 3))))
+
+
+def test_the_data_of_a_packed_sequence_is_refused_with_the_remedy():
+    model, lengths = Chain(), torch.tensor([5, 3, 2, 1])
+    packed = pack_padded_sequence(torch.randn(T, B, 3), lengths)
+
+    def forward():
+        return Categorical(pad_packed_sequence(packed._replace(data=model(packed.data)))[0], lengths=lengths)
+
+    with pytest.raises(ValueError, match="0 was given the data of a PackedSequence: unpack it first"):
+        estimator(model).update(forward)
+
+
+def test_layouts_that_are_mixed_are_not_told_to_be_batch_first_a_second_time():
+    model, x = Chain(), torch.randn(B, T, 3)
+
+    def forward():
+        hidden = model[0](x)
+        return Categorical(model[1](hidden.transpose(0, 1)).transpose(0, 1), batch_first=True)
+
+    with pytest.raises(ValueError, match=r"1 was given leading axes \[5, 4\], .* one layout, so transpose before it"):
+        estimator(model).update(forward)
 
 
 def test_a_sequence_may_have_one_prediction_at_its_last_step():
@@ -735,6 +816,21 @@ def test_frozen_layers_get_no_block_and_cost_the_others_nothing():
     assert set(estimated.blocks) == {"norm", "softmax"}
     cases = brute_force.language_model_series(language_model(), x, y, [T] * B)
     assert_linear(estimated, "softmax", cases["softmax"], [slice(None)], lags=False)
+
+
+def test_a_frozen_layer_runs_in_a_pass_as_it_runs_in_training():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.out = LSTM(3, 4, batch_first=True).requires_grad_(False), nn.Linear(4, V)
+
+        def forward(self, x):
+            features = self.encoder(x.transpose(0, 1))[0]
+            assert not features.requires_grad
+            return self.out(torch.from_numpy(features.numpy()).transpose(0, 1))
+
+    model = Model()
+    assert estimator(model).update(lambda: Categorical(model(torch.randn(T, T, 3))))
 
 
 def test_a_map_that_is_trained_in_part_is_refused_by_name():

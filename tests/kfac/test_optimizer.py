@@ -369,6 +369,12 @@ def test_the_state_of_something_else_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             KFAC(other, approximation, loss_scale=T).load_state_dict(state)
+    other = language_model()
+    groups = [{"params": [*part.parameters()]} for part in other.children()]
+    fresh = KFAC(other, "option1", loss_scale=T, params=groups)
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        fresh.load_state_dict(state)
+    assert fresh.statistics_due  # nothing was changed
     with pytest.raises(ValueError, match="the state is that of another optimiser, not of option1"):
         optimizer.load_state_dict(torch.optim.Adam(model.parameters()).state_dict())
 
@@ -646,6 +652,20 @@ def test_damping_grows_when_the_loss_is_lost_and_stays_when_nothing_moved():
     assert optimizer.damping == damping
 
 
+def test_damping_is_adapted_once_for_every_step_and_by_losses_as_they_are(recwarn):
+    model = language_model()
+    optimizer = KFAC(model, loss_scale=T, adaptive_damping=LevenbergMarquardt(every=1))
+    assert not optimizer.reduction_due  # there was no step
+    train(model, optimizer, range(1))
+    assert optimizer.reduction_due
+    loss = mean_loss(model, tokens(0), tokens(1))
+    optimizer.adapt_damping(loss, loss)
+    assert not optimizer.reduction_due  # a gradient scaler may have left out the next step
+    assert not [w for w in recwarn if "requires_grad" in str(w.message)]
+    train(model, optimizer, range(1, 2))
+    assert optimizer.reduction_due
+
+
 def test_the_first_damping_falls_to_the_lasting_one_and_inverses_are_made_with_it():
     def moved(damping, **options):
         model = language_model()
@@ -756,6 +776,23 @@ def test_a_group_added_later_is_refused_since_its_blocks_would_be_missing():
     optimizer = KFAC(language_model(), loss_scale=T)
     with pytest.raises(ValueError, match="param groups of KFAC are given once"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+
+
+def test_a_layer_that_cannot_be_converted_follows_the_gradient_where_that_is_asked_for():
+    model = nn.Sequential(Outputs(3, 4, proj_size=2), nn.Linear(2, V))
+    with pytest.raises(ValueError, match=r"no Fisher block covers 0\.weight_ih_l0.*: use .* without proj_size, freeze"):
+        KFAC(model, loss_scale=T)
+    optimizer, before = KFAC(model, loss_scale=T, fallback="gradient"), [p.clone() for p in model.parameters()]
+    x = torch.randn(T, B, 3)
+    optimizer.update_statistics(lambda: Categorical(model(x)))
+    mean_loss(model, x, tokens(1)).backward()
+    optimizer.step()
+    assert not any(torch.equal(p, was) for p, was in zip(model.parameters(), before, strict=True))
+
+
+class Outputs(nn.LSTM):
+    def forward(self, x):
+        return super().forward(x)[0]
 
 
 def test_an_unconverted_layer_is_refused_with_the_remedy():
