@@ -7,14 +7,13 @@ and what cannot be compared is said in `Comparison.said`.
 from __future__ import annotations
 
 import fnmatch
-import itertools
 import math
 import statistics
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kfacrnn.curves import Curve, check_conversion, conversion, quantile, to_nats
+from kfacrnn.curves import Curve, columns_for, conversion, nats_of, of_run, quantile, to_nats
 from kfacrnn.discovery import unknown
 from kfacrnn.errors import UserError
 from kfacrnn.provenance import machine
@@ -53,10 +52,9 @@ class Question:
             raise UserError(f"--last {self.last}: must be at least 1 (updates)")
 
     @property
-    def in_nats(self) -> str | None:
-        """The column to average, where the metric is one that comes from nats."""
-        split, _, kind = self.metric.partition("/")
-        return f"{split}/nats" if kind == "metric" else None
+    def in_nats(self) -> bool:
+        """Whether the metric is one that comes from nats."""
+        return nats_of(self.metric) is not None
 
 
 def parse_at(text: str) -> str | int:
@@ -71,14 +69,12 @@ def parse_at(text: str) -> str | int:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs with equal values of the keys `group_by`. By run: `curves`, in nats where the metric comes from nats, and
-    `paces`, seconds per update between rows."""
+    """Runs with equal values of the keys `group_by`, and their `curves`, in nats where the metric comes from nats."""
 
     values: tuple[str, ...]
     task: str
     unit: str  # what the task calls its metric, or nothing for other columns
     curves: dict[StoredRun, Curve]
-    paces: dict[StoredRun, tuple[float, ...]]
 
     @property
     def name(self) -> str:
@@ -125,8 +121,8 @@ def grouped(runs: Sequence[StoredRun], question: Question, said: list[str]) -> l
     for key in question.group_by:
         if key not in there_are:
             raise UserError(f"--group-by {key}: {unknown('key of a configuration', key, sorted(there_are))}")
-    rows = {run: read(run, question) for run in runs}
-    empty = {run: None for run, (curve, _) in rows.items() if not curve.updates and not curve.diverged}
+    curves = {run: read(run, question) for run in runs}
+    empty = {run: None for run, curve in curves.items() if not curve.updates and not curve.diverged}
     if empty:
         said.append(f"skipped {named([*empty])}: nothing of {question.metric}")
     found: dict[tuple[str, ...], list[StoredRun]] = {}
@@ -141,29 +137,16 @@ def grouped(runs: Sequence[StoredRun], question: Question, said: list[str]) -> l
         if len(units) > 1 or len(tasks) > 1:
             name = " ".join(values)
             raise UserError(f"{name}: mixes the tasks {', '.join(tasks)}; --group-by task.name,… parts them")
-        curves, paces = {run: rows[run][0] for run in members}, {run: rows[run][1] for run in members}
-        groups.append(Group(values, tasks[0], units[0], curves, paces))
+        groups.append(Group(values, tasks[0], units[0], {run: curves[run] for run in members}))
         said += _mixture(groups[-1], question)
     return groups
 
 
-def read(run: StoredRun, question: Question) -> tuple[Curve, tuple[float, ...]]:
-    """The rows of a run that have the metric, and seconds per update between all rows. Raises `UserError` where the
-    metric is not what the nats say."""
-    column = question.in_nats or question.metric
-    columns = run.columns(["update", "time_train_s", column, question.metric])
-    updates, seconds, values, shown = (columns[name] for name in ("update", "time_train_s", column, question.metric))
-    kept = [index for index, value in enumerate(values) if not math.isnan(value)]
-    if question.in_nats and kept:
-        check_conversion(run.folder.task()["metric"], ((values[index], shown[index]) for index in kept))
-    curve = Curve(
-        updates=tuple(int(updates[index]) for index in kept),
-        seconds=tuple(seconds[index] for index in kept),
-        nats=tuple(values[index] for index in kept),
-        diverged=run.state == "diverged",
-    )
-    points = itertools.pairwise([(0.0, 0.0), *zip(updates, seconds, strict=True)])
-    return curve, tuple((now - before) / (update - since) for (since, before), (update, now) in points)
+def read(run: StoredRun, question: Question) -> Curve:
+    """Raises `UserError` where the metric is not what the nats say."""
+    columns = run.folder.columns(columns_for(question.metric))
+    unit = run.folder.task()["metric"] if question.in_nats and columns["update"] else ""
+    return of_run(columns, question.metric, unit, run.state == "diverged")
 
 
 def _mixture(group: Group, question: Question) -> list[str]:
@@ -203,7 +186,7 @@ def _line(group: Group, question: Question, timed: Collection[StoredRun]) -> Lin
     seeds = [run.values.get("seed", 0) for run in group.curves]
     distinct = seeds if len(set(seeds)) == len(seeds) else [-1 - int(run.run_id, 16) for run in group.curves]
     runs = tuple(
-        Run(seed, smoothed(of_run, question.last), group.paces[run] if run in timed else ())
+        Run(seed, smoothed(of_run, question.last), of_run.paces if run in timed else ())
         for seed, (run, of_run) in zip(distinct, group.curves.items(), strict=True)
     )
     optimizer = next(iter(group.curves)).values.get("optimizer.name", "")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import math
 import sys
@@ -21,7 +19,7 @@ from kfacrnn.errors import UserError
 from kfacrnn.experiment import Experiment, Method
 from kfacrnn.picture import MARKERS, STYLES, Axis, Picture
 from kfacrnn.selection import select
-from kfacrnn.store import write_atomic
+from kfacrnn.store import make_folder_of, write_atomic
 
 FORMATS = ("text", "csv", "md", "tex", "json")
 PICTURES = ("png", "svg", "pdf")
@@ -80,21 +78,12 @@ def table(
     records: Sequence[dict[str, Any]],
     said: Sequence[str],
 ) -> str:
-    """The table in one of `FORMATS`: csv and json with all digits, the others for reading."""
+    """The table in one of `FORMATS`: csv and json with all digits, where `inf` is never, the others for reading."""
     if form == "json":
         return json.dumps({"rows": [_json(row) for row in records], "said": list(said)}, indent=2)
     if form == "csv":
-        return as_csv(records)
+        return tables.as_csv(records).rstrip("\n")
     return {"text": tables.plain, "md": tables.markdown, "tex": tables.latex}[form](header, cells)
-
-
-def as_csv(records: Sequence[dict[str, Any]]) -> str:
-    """All digits; None is an empty cell, `inf` is never."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue().rstrip("\n")
 
 
 def _json(row: dict[str, Any]) -> dict[str, Any]:
@@ -115,10 +104,7 @@ def plot(groups: Sequence[Group], question: Question, path: Path, title: str) ->
 
     rows = [row for group in groups for row in _rows(group, question)]
     content = draw(_described(groups, question, title, rows), rows)[suffix]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    make_folder_of(path)
     write_atomic(path, content)
 
 

@@ -41,6 +41,19 @@ class Budget:
     eval_every: int = setting("updates between validations; 0: never", at_least=0)
     checkpoint_every: int = setting("updates between checkpoints", at_least=1)
 
+    @property
+    def log_points(self) -> list[int]:
+        """The updates that metrics.csv of a run that is done has a row of."""
+        return sorted({update for points in self._rows for update in points})
+
+    def row_is_due(self, update: int) -> bool:
+        return any(update in points for points in self._rows)
+
+    @property
+    def _rows(self) -> tuple[range, ...]:
+        end = self.updates + 1
+        return tuple(range(every, end, every) for every in (self.log_every, self.eval_every, self.updates) if every)
+
     def check(self) -> Iterator[str]:
         try:
             discovery.place(discovery.resource("configs") / "budget" / f"{self.name}.yaml")

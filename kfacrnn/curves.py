@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kfacrnn.errors import UserError
@@ -21,12 +22,14 @@ SEEDS_FOR_QUARTILES = 5  # with fewer, the band is from the least to the greates
 
 @dataclass(frozen=True)
 class Curve:
-    """One run: nats per unit after `updates` and after `seconds` of training."""
+    """One run: nats per unit, or the values of another column, after `updates` and after `seconds` of training; `paces`
+    are seconds per update between all of its rows, those without a value too."""
 
     updates: tuple[int, ...]
     seconds: tuple[float, ...]
     nats: tuple[float, ...]
     diverged: bool = False
+    paces: tuple[float, ...] = ()
 
     def at_update(self, update: int) -> float | None:
         index = bisect.bisect_left(self.updates, update)
@@ -60,6 +63,34 @@ class Row:
     low: float | None
     high: float | None
     n: int
+
+
+def columns_for(metric: str) -> list[str]:
+    """The columns of metrics.csv that `of_run` wants: updates, seconds, what is averaged, the metric."""
+    return ["update", "time_train_s", nats_of(metric) or metric, metric]
+
+
+def nats_of(metric: str) -> str | None:
+    """The column to average, where the metric is one that comes from nats."""
+    split, _, kind = metric.partition("/")
+    return f"{split}/nats" if kind == "metric" else None
+
+
+def of_run(columns: Mapping[str, Sequence[float]], metric: str, unit: str, diverged: bool) -> Curve:
+    """The rows that have the metric; `unit` is what the task calls it. Raises `UserError` where it is not what the nats
+    say."""
+    updates, seconds, values, shown = (columns[name] for name in columns_for(metric))
+    kept = [index for index, value in enumerate(values) if not math.isnan(value)]
+    if nats_of(metric):
+        check_conversion(unit, ((values[index], shown[index]) for index in kept))
+    points = itertools.pairwise([(0.0, 0.0), *zip(updates, seconds, strict=True)])
+    return Curve(
+        updates=tuple(int(updates[index]) for index in kept),
+        seconds=tuple(seconds[index] for index in kept),
+        nats=tuple(values[index] for index in kept),
+        diverged=diverged,
+        paces=tuple((now - before) / (update - since) for (since, before), (update, now) in points if update > since),
+    )
 
 
 def over_updates(line: str, curves: Sequence[Curve], convert: Callable[[float], float]) -> list[Row]:

@@ -42,8 +42,8 @@ def evaluate(
 
 def best_update(folder: RunFolder) -> int:
     """Of the least validation loss, the first if several are equal. Raises `UserError` where there is none."""
-    validations = [(float(row["valid/nats"]), int(row["update"])) for row in folder.rows() if row["valid/nats"]]
-    finite = [validation for validation in validations if math.isfinite(validation[0])]
+    columns = folder.columns(["valid/nats", "update"])
+    finite = [(nats, int(update)) for nats, update in zip(*columns.values(), strict=True) if math.isfinite(nats)]
     if not finite:
         raise UserError(f"run {folder.run_id} has no validation to be the best: --final takes its last parameters")
     return min(finite)[1]

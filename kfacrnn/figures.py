@@ -22,8 +22,9 @@ from kfacrnn.curves import (
     PANELS,
     Curve,
     Row,
-    check_conversion,
+    columns_for,
     conversion,
+    of_run,
     over_benched_seconds,
     over_seconds,
     over_updates,
@@ -34,7 +35,7 @@ from kfacrnn.experiment import Experiment
 from kfacrnn.plan import Plan, PlannedRun
 from kfacrnn.provenance import machine, undisturbed
 from kfacrnn.sources import open_source
-from kfacrnn.store import write_atomic, write_json
+from kfacrnn.store import make_folder_of, write_atomic, write_json
 from kfacrnn.summary_table import Table
 
 COLUMNS = [field.name for field in dataclasses.fields(Row)]
@@ -57,10 +58,7 @@ def figure(
             print(f"{source}: {note}", file=sys.stderr)
         plan = Plan(described, str(opened.store.root), overrides)
         rows, shown, provenance = collect(plan, source, benches=place(results))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write {folder}: {error.strerror}; choose another with --out DIR") from error
+        make_folder_of(table, "choose another with --out DIR")
         write_atomic(table, _to_csv(rows).encode())
         write_json(table.with_suffix(".json"), provenance)
         written = [table, table.with_suffix(".json")]
@@ -125,18 +123,9 @@ def _cost(plan: Plan, line: str, finished: Sequence[PlannedRun], benches: Path) 
     return benched.cost(finished[0].run, benches, plan.experiment.runs or plan.experiment.name, line)
 
 
-def _curve(planned: PlannedRun, metric: str, name: str) -> Curve:
-    split = metric.split("/", 1)[0]
-    rows = [row for row in planned.rows() if row[f"{split}/nats"]]
-    nats = tuple(float(row[f"{split}/nats"]) for row in rows)
-    if metric.endswith("/metric"):
-        check_conversion(name, zip(nats, (float(row[metric]) for row in rows), strict=True))
-    return Curve(
-        updates=tuple(int(row["update"]) for row in rows),
-        seconds=tuple(float(row["time_train_s"]) for row in rows),
-        nats=nats,
-        diverged=planned.folder.status()["state"] == "diverged",
-    )
+def _curve(planned: PlannedRun, metric: str, unit: str) -> Curve:
+    diverged = planned.folder.status()["state"] == "diverged"
+    return of_run(planned.columns(columns_for(metric)), metric, unit, diverged)
 
 
 def _check_chance(described: Experiment, task: dict[str, Any]) -> None:

@@ -57,6 +57,6 @@ def _run(folder: RunFolder) -> tuple[str | None, ...]:
         folder.run_id,
         folder.state(),
         f"{status['update']}/{status['updates']}" if status else None,
-        f"{float(last['train/metric']):.4g}" if last else None,
+        f"{last['train/metric']:.4g}" if last else None,
         datetime.fromtimestamp(heartbeat).strftime("%Y-%m-%d %H:%M") if heartbeat else None,
     )

@@ -18,7 +18,7 @@ from kfacrnn.errors import UserError
 from kfacrnn.experiment import Experiment, Point, Select
 from kfacrnn.overrides import refuse_own_keys
 from kfacrnn.search import Choice
-from kfacrnn.store import FINISHED, RunFolder, Store
+from kfacrnn.store import CUT, FINISHED, RunFolder, Store
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +39,12 @@ class PlannedRun:
         """Updates made, as of the last heartbeat; all of them for a finished run."""
         return self.run.budget.updates if self.finished else self.folder.status().get("update", 0)
 
-    def rows(self) -> list[dict[str, str]]:
-        """Those of its folder. Raises `UserError` for a run that is done and lacks some: what is chosen or drawn by
-        half a curve would be wrong without a word."""
-        if self.folder.is_cut():
-            what = f"metrics.csv lacks rows before update {self.folder.status()['update']}"
-            raise UserError(f"run {self.run.run_id}: {what}; delete {self.folder.path} to have it made again")
-        return self.folder.rows()
+    def columns(self, names: Sequence[str]) -> dict[str, list[float]]:
+        """Those of its folder. Raises `UserError` for a run that is done and was cut: what is chosen or drawn by half
+        a curve would be wrong without a word."""
+        if self.folder.is_cut(self.run.budget):
+            raise UserError(f"run {self.run.run_id}: {CUT}; delete {self.folder.path} to have it made again")
+        return self.folder.columns(names)
 
     def score(self, select: Select) -> float:
         """What selection compares (nats): lower is better, infinite for a diverged run or one without the metric."""
@@ -53,7 +52,8 @@ class PlannedRun:
             return math.inf
         updates = self.run.budget.updates
         first = 0 if select.early_stopping else updates - select.updates(self.run.task.batch_size)
-        nats = [float(row[select.metric]) for row in self.rows() if int(row["update"]) > first and row[select.metric]]
+        rows = zip(*self.columns(["update", select.metric]).values(), strict=True)
+        nats = [value for update, value in rows if update > first and not math.isnan(value)]
         if not nats:
             return math.inf
         return min(nats) if select.early_stopping else statistics.fmean(nats)
@@ -217,7 +217,7 @@ class Plan:
             left.append((planned, planned.run.budget.updates - planned.update))
             last = planned.folder.last_row()
             if last:
-                measured[planned.point.line].append(float(last["time_wall_s"]) / int(last["update"]))
+                measured[planned.point.line].append(last["time_wall_s"] / last["update"])
         rates = {line: statistics.fmean(own) for line, own in measured.items() if own}
         for planned, _ in left:
             if planned.point.line not in rates:

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kfacrnn.config import Budget
 from kfacrnn.errors import UserError
 from kfacrnn.provenance import machine, undisturbed
 from kfacrnn.sources import Source, open_source
-from kfacrnn.store import FINISHED, RunFolder
+from kfacrnn.store import CUT, FINISHED, RunFolder
 from kfacrnn.where import Condition, text_of
 
 EXTRA = ("run_id", "state", "source", "commit", "machine")
@@ -47,23 +48,14 @@ class StoredRun:
     def undisturbed(self) -> bool:
         return undisturbed(self.meta)
 
-    def columns(self, names: Sequence[str]) -> dict[str, list[float]]:
-        """Columns of metrics.csv as numbers, NaN for an empty cell. Faster than `RunFolder.rows`, and as exact: the
-        files have no quotes. A torn last line is dropped."""
-        try:
-            first, *lines = (self.folder.path / "metrics.csv").read_text().split("\n")
-        except OSError:
-            return {name: [] for name in names}
-        header = first.split(",")
-        if not set(names) <= set(header):
-            return {name: [] for name in names}
-        last = max((header.index(name) for name in names), default=0) + 1  # there is no need to split further
-        rows = [line.split(",", last) for line in lines[:-1] if line.count(",") == len(header) - 1]
-        columns = {}
-        for name in names:
-            index = header.index(name)
-            columns[name] = [float(cells[index]) if cells[index] else float("nan") for cells in rows]
-        return columns
+    @property
+    def is_cut(self) -> bool:
+        """Of a run that is done: whether its rows are not those of its budget, or its configuration names none."""
+        keys = ("updates", "log_every", "eval_every")
+        numbers: dict[str, Any] = {key: self.values.get(f"budget.{key}") for key in keys}
+        if not all(type(number) is int and number >= 0 for number in numbers.values()):
+            return self.state == "done"
+        return self.folder.is_cut(Budget(name="", checkpoint_every=1, **numbers))
 
 
 @dataclass(frozen=True)
@@ -105,7 +97,7 @@ def select(
         ready = matched
         if not any("state" in keys[condition] for condition in conditions):
             ready = [run for run in matched if run.state in FINISHED]
-        whole = [run for run in ready if name in copies or not run.folder.is_cut()]
+        whole = [run for run in ready if name in copies or not run.is_cut]
         kept = [run for run in whole if each_source or run.run_id not in taken]
         taken |= {run.run_id: run for run in kept}
         said.append(f"{name}: {len(runs)} runs, {len(matched)} match, {len(kept)} used")
@@ -114,7 +106,7 @@ def select(
             said.append(f"{name}: skipped {named(of_state)}: {state}; --where state=… takes them")
         cut = [run for run in ready if run not in whole]
         if cut:
-            said.append(f"{name}: skipped {named(cut)}: metrics.csv lacks rows; delete the folder to make it again")
+            said.append(f"{name}: skipped {named(cut)}: {CUT}; delete the folder to make it again")
         doubles = [run for run in whole if run not in kept]
         if doubles:
             others = sorted({taken[run.run_id].source for run in doubles})

@@ -133,7 +133,7 @@ class Session:
         with self._autocast():
             loss = self.task.loss(self.parallel_model, batch)
         loss.backward()
-        self.grad_norm = self._gradient_norm() if self.row_is_due(self.update + 1) else None
+        self.grad_norm = self._gradient_norm() if self.run.budget.row_is_due(self.update + 1) else None
         self.lr = self.optimizer.param_groups[0]["lr"]
         self._take_step(batch)
         self._adapt_damping(batch, loss.detach(), noise)
@@ -182,10 +182,6 @@ class Session:
     def _evaluation_is_due(self, update: int) -> bool:
         budget = self.run.budget
         return bool(budget.eval_every) and (update % budget.eval_every == 0 or update == budget.updates)
-
-    def row_is_due(self, update: int) -> bool:
-        budget = self.run.budget
-        return update % budget.log_every == 0 or update == budget.updates or self._evaluation_is_due(update)
 
     def row(self) -> dict[str, Any]:
         """The row of metrics.csv for the updates since the last one. Raises `Diverged` if they are no result."""

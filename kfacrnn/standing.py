@@ -83,7 +83,7 @@ def _line(plan: Plan, line: str) -> tuple[Any, ...]:
     if plan.tuning[described.tuned_as] and described.tuned_as != line:
         tuning = f"as {described.tuned_as}"
     rows = [run.folder.last_row() for run in confirmation]
-    last = [float(row["train/metric"]) for row in rows if row]
+    last = [row["train/metric"] for row in rows if row]
     return (
         line,
         tuning,

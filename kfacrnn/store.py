@@ -25,10 +25,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kfacrnn.discovery import place
 from kfacrnn.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from kfacrnn.config import Budget
 
 SCHEMA_VERSION = 1
 STATES = ("running", "done", "diverged", "failed", "interrupted")
@@ -40,30 +43,39 @@ COLUMNS = (
     "train/nats", "train/metric", "valid/nats", "valid/metric",
     "lr", "step_size", "grad_norm", "damping", "staleness", "updates_per_s", "memory_mb",
 )  # fmt: skip
+CUT = "metrics.csv lacks rows or repeats some"
 TAIL = 4096  # bytes; several rows
+DIGITS = 10  # of the greatest number of updates
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """What the file system refuses becomes one line."""
+def explained(path: Path | str, hint: str = "") -> Iterator[None]:
+    """What the file system refuses becomes one line, which may end in a hint."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+        raise UserError(f"cannot write {path}: {error.strerror}{hint and f'; {hint}'}") from error
+
+
+def make_folder_of(path: Path, hint: str = "") -> None:
+    """Makes the folder that a file is to be in, if there is none. Raises `UserError`."""
+    with explained(path, hint):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Either the old content or the new one is there, whatever happens."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    with explained(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -99,8 +111,11 @@ def _stamp(path: Path) -> Stamp:
     return Stamp(found.st_size, found.st_mtime_ns)
 
 
-def _is_row(cells: Sequence[str]) -> bool:
-    return len(cells) == len(COLUMNS) and cells[0].isascii() and cells[0].isdigit()
+def _update(line: str) -> int | None:
+    """Of a row of metrics.csv; None for a line that is none."""
+    first = line.partition(",")[0]
+    is_row = line.count(",") == len(COLUMNS) - 1 and len(first) <= DIGITS and first.isascii() and first.isdigit()
+    return int(first) if is_row else None
 
 
 class RunFolder:
@@ -131,7 +146,7 @@ class RunFolder:
                 f"cannot write results={self.path}: {error.strerror}; choose another with results=DIR"
             ) from error
         try:
-            with _explained(self.path):
+            with explained(self.path):
                 for leftover in self.path.glob("*.tmp"):
                     leftover.unlink()
             yield
@@ -188,7 +203,7 @@ class RunFolder:
         line = io.StringIO()
         writer = csv.writer(line, lineterminator="\n")
         path = self.path / "metrics.csv"
-        with _explained(path):
+        with explained(path):
             found = _stamp(path)
             if self._rows is not None and found != self._stamp:
                 raise UserError(f"{path} was changed by somebody else; the same command continues the run")
@@ -201,23 +216,52 @@ class RunFolder:
         self._rows = None if self._rows is None else self._rows + 1
 
     def _lines(self) -> Iterator[tuple[int, str]]:
-        """The complete rows of metrics.csv as they are written there, each with its update."""
+        """The complete rows of metrics.csv as they are written there, each with its update. A torn last line is none;
+        no cell has quotes."""
         try:
             file = (self.path / "metrics.csv").open(errors="replace", newline="\n")
         except OSError:
             return
         with file:
             for line in file:
-                cells = line.split(",")
-                if line.endswith("\n") and _is_row(cells):
-                    yield int(cells[0]), line
+                update = _update(line) if line.endswith("\n") else None
+                if update is not None:
+                    yield update, line[:-1]
 
     def rows(self) -> list[dict[str, str]]:
         """The complete rows of metrics.csv as text."""
-        return [dict(zip(COLUMNS, line[:-1].split(","), strict=True)) for _, line in self._lines()]
+        return [dict(zip(COLUMNS, line.split(","), strict=True)) for _, line in self._lines()]
 
-    def last_row(self) -> dict[str, str] | None:
-        """The last of `rows`, without reading the others."""
+    def numbers(self) -> Iterator[dict[str, float]]:
+        """The rows as numbers, without their empty cells. Raises `UserError` for a cell that is no number."""
+        for row in self.rows():
+            yield self._numbers(row)
+
+    def _numbers(self, row: dict[str, str]) -> dict[str, float]:
+        return {name: self._number(row["update"], name, cell) for name, cell in row.items() if cell}
+
+    def _number(self, update: int | str, name: str, cell: str) -> float:
+        try:
+            return float(cell)
+        except ValueError as error:
+            where = f"{self.path / 'metrics.csv'}, update {update}: {name}"
+            raise UserError(f"{where} is no number: {cell!r}; delete {self.path} to have it made again") from error
+
+    def columns(self, names: Sequence[str]) -> dict[str, list[float]]:
+        """Columns of metrics.csv as numbers, NaN for an empty cell. Raises `UserError` for a cell that is no number."""
+        places = {name: COLUMNS.index(name) for name in names}
+        last = max(places.values(), default=0) + 1  # there is no need to split further
+        rows = [line.split(",", last) for _, line in self._lines()]
+        try:
+            return {name: [float(cells[place] or "nan") for cells in rows] for name, place in places.items()}
+        except ValueError:
+            for cells in rows:
+                for name, place in places.items():
+                    self._number(cells[0], name, cells[place] or "nan")
+            raise
+
+    def last_row(self) -> dict[str, float] | None:
+        """The last of `numbers`, without reading the others."""
         try:
             with (self.path / "metrics.csv").open("rb") as file:
                 begin = max(0, file.seek(0, os.SEEK_END) - TAIL)
@@ -225,11 +269,11 @@ class RunFolder:
                 *whole, _ = file.read().decode(errors="replace").split("\n")
         except OSError:
             return None
-        rows = (line.split(",") for line in reversed(whole[1 if begin else 0 :]))
-        found = next((row for row in rows if _is_row(row)), None)
+        lines = reversed(whole[1 if begin else 0 :])
+        found = next((line for line in lines if _update(line) is not None), None)
         if found is None:  # nothing yet, or more garbage than that
-            *_, found = [None, *(line[:-1].split(",") for _, line in self._lines())]
-        return None if found is None else dict(zip(COLUMNS, found, strict=True))
+            *_, found = [None, *(line for _, line in self._lines())]
+        return None if found is None else self._numbers(dict(zip(COLUMNS, found.split(","), strict=True)))
 
     def task(self) -> dict[str, Any]:
         """What meta.json says of the task. Raises `UserError` where it says nothing."""
@@ -238,19 +282,18 @@ class RunFolder:
             raise UserError(f"run {self.run_id}: meta.json lacks its task; delete {self.path} to have it made again")
         return meta["task"]
 
-    def is_cut(self) -> bool:
-        """Whether a run that is done lacks its last row: somebody has cut or deleted metrics.csv since."""
+    def is_cut(self, budget: Budget) -> bool:
+        """Whether a run that is done has not the rows that its budget makes: somebody has changed metrics.csv since."""
         status = self.status()
         if status.get("state") != "done":
             return False
-        last = self.last_row()
-        return int(last["update"] if last else 0) != status["update"]
+        return status["update"] != budget.updates or [update for update, _ in self._lines()] != budget.log_points
 
     def truncate(self, update: int) -> None:
         """Drops the rows after `update`: they will be made again."""
         kept = [line for made, line in self._lines() if made <= update]
-        content = "".join([",".join(COLUMNS) + "\n", *kept]).encode()
-        write_atomic(self.path / "metrics.csv", content)
+        content = "".join(f"{line}\n" for line in (",".join(COLUMNS), *kept))
+        write_atomic(self.path / "metrics.csv", content.encode())
         self._rows, self._stamp = len(kept), _stamp(self.path / "metrics.csv")
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
@@ -261,7 +304,7 @@ class RunFolder:
         torch.save(state | {"rows": self._rows}, buffer)
         content = buffer.getbuffer()
         newest, older = self.path / "checkpoint.pt", self.path / "checkpoint.old.pt"
-        with _explained(newest):
+        with explained(newest):
             if newest.exists():
                 newest.replace(older)
         write_atomic(newest, hashlib.sha256(content).digest() + content)
@@ -272,7 +315,7 @@ class RunFolder:
         updates = [update for update, _ in self._lines()]
         for name in ("checkpoint.pt", "checkpoint.old.pt"):
             path = self.path / name
-            with _explained(path):
+            with explained(path):
                 if path.exists():
                     state = _unpacked(path.read_bytes())
                     if state is None:
@@ -308,13 +351,13 @@ class RunFolder:
         return parameters
 
     def drop_model(self, name: str) -> None:
-        with _explained(self.path / name):
+        with explained(self.path / name):
             (self.path / name).unlink(missing_ok=True)
 
     def drop_checkpoints(self) -> None:
         """After the end: what was only needed to continue."""
         for path in (self.path / "checkpoint.pt", self.path / "checkpoint.old.pt"):
-            with _explained(path):
+            with explained(path):
                 if path.exists():  # else a finished run in a folder that cannot be written would be an error
                     path.unlink(missing_ok=True)
 

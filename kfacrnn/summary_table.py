@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,11 +49,9 @@ def of_runs(
 
 
 def _run(planned: PlannedRun, curve: Curve, select: Select, timed: Collection[PlannedRun]) -> Run:
-    points = [(0, 0.0), *((int(row["update"]), float(row["time_train_s"])) for row in planned.folder.rows())]
-    paces = ((now - before) / (update - since) for (since, before), (update, now) in itertools.pairwise(points))
     last = select.updates(planned.run.task.batch_size)
     judged = lowest(curve) if select.early_stopping else smoothed(curve, last)
-    return Run(planned.point.seed, judged, tuple(paces) if planned in timed else ())
+    return Run(planned.point.seed, judged, curve.paces if planned in timed else ())
 
 
 def table(described: Experiment, entries: Sequence[Entry]) -> Table:
@@ -79,7 +74,7 @@ def files(described: Experiment, shown: Table) -> dict[str, str]:
         r"\end{table}",
     ]
     return {
-        "csv": _to_csv(shown.entries),
+        "csv": tables.as_csv([record(entry) for entry in shown.entries]),
         "md": f"{tables.markdown(shown.header, shown.cells)}\n\n{notes}\n",
         "tex": "\n".join(latex) + "\n",
     }
@@ -92,15 +87,6 @@ def stored(shown: Table) -> dict[str, object]:
         for entry, cells in zip(shown.entries, shown.cells, strict=True)
     ]
     return {"header": shown.header, "rows": rows, "notes": shown.notes, "findings": shown.findings}
-
-
-def _to_csv(entries: Sequence[Entry]) -> str:
-    text = io.StringIO()
-    rows = [record(entry) for entry in entries]
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def record(entry: Entry) -> dict[str, object]:

@@ -1,8 +1,11 @@
-"""Tables as text: for the terminal, for Markdown, for LaTeX. Nothing is wrapped or cut; None is an empty cell."""
+"""Tables as text: for the terminal, for Markdown, for LaTeX, for programs. Nothing is wrapped or cut; None is an empty
+cell."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 LATEX = str.maketrans(
@@ -41,6 +44,15 @@ def latex(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         r"\end{tabular}",
     ]
     return "\n".join(lines)
+
+
+def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
+    """All digits, under the keys of the first record."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
 
 
 def escape_latex(text: str) -> str:

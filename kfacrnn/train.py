@@ -53,8 +53,8 @@ def _session(session: Session, folder: RunFolder, command: str) -> None:
     try:
         with ranks.in_step(), shortage_explained(run.task.name):
             session.begin(folder, command)
-            for row in folder.rows():  # a killed process takes with it what W&B has not yet written
-                mirror.log({name: float(value) for name, value in row.items() if value})
+            for row in folder.numbers():  # a killed process takes with it what W&B has not yet written
+                mirror.log(row)
             _loop(session, folder, mirror)
     except Exception as error:
         state = "interrupted" if isinstance(error, ranks.Lost) else "failed"
@@ -76,7 +76,7 @@ def _loop(session: Session, folder: RunFolder, mirror: Mirror) -> None:
             try:
                 _step(session)
                 with ledger("log"):
-                    row = session.row() if session.row_is_due(session.update) else None
+                    row = session.row() if budget.row_is_due(session.update) else None
             except Diverged as why:
                 state, reason = "diverged", str(why)
                 break

@@ -45,7 +45,7 @@ def result(run: PlannedRun, results: str, root: str | None) -> Result:
         print(evaluate(run.run.run_id, results=results, root=root))
         known = run.folder.read_json(EVALUATION)["best"]
     convert = conversion(run.folder.task()["metric"])
-    valid = next(float(row["valid/nats"]) for row in run.rows() if int(row["update"]) == update)
+    valid = dict(zip(*run.columns(["update", "valid/nats"]).values(), strict=True))[update]
     return Result(update, convert(valid), known["test/metric"])
 
 

@@ -18,7 +18,7 @@ TASK = {"unit": "sequence", "metric": "nats per sequence", "chance": 1.386}
 
 def stored(results: Path, nats: Sequence[float], *overrides: str, **more: Any) -> RunFolder:
     """A run of the tiny task in the store at `results`; `more` is for `tests.synthetic.store`."""
-    every = (*synthetic.TINY, *overrides)
+    every = (*synthetic.TINY, f"budget.updates={len(nats) or 1}", *overrides)
     run = config.compose(every)
     planned = PlannedRun(Point("line", "confirm", {}, run.seed, every), every, run, Store(results).folder(run))
     synthetic.store(planned, nats, task=more.pop("task", TASK), **more)

@@ -15,7 +15,7 @@ from kfacrnn.store import write_json
 TINY = [
     *("task=repeat_copy", "task.hidden=4", "task.slots=2", "task.word_size=2", "task.read_heads=1", "task.bits=2"),
     *("task.batch_size=2", "task.eval_sequences=2", "task.sequences=1", "task.min_length=1", "task.max_length=1"),
-    *("task.min_repeats=1", "task.max_repeats=1", "threads=1", "budget.updates=4", "budget.log_every=2"),
+    *("task.min_repeats=1", "task.max_repeats=1", "threads=1", "budget.updates=4", "budget.log_every=1"),
     *("budget.eval_every=0", "budget.checkpoint_every=2"),
 ]
 """Overrides for runs of a moment: chance level is 2 ln 2 nats per sequence."""
@@ -43,7 +43,8 @@ def store(
     task: dict[str, Any] | None = None,
     metric: Sequence[float] | None = None,
 ) -> None:
-    """Puts a run into its folder: a row of `nats` after every `every` updates."""
+    """Puts a run into its folder: the first of `nats` for its first `every` updates, and so on. If it is done, it keeps
+    the last of them to the end of its budget."""
     folder = planned.folder
     folder.path.mkdir(parents=True)
     (folder.path / "config.yaml").write_text(OmegaConf.to_yaml(dataclasses.asdict(planned.run)))
@@ -56,10 +57,13 @@ def store(
     }
     task = task or {"unit": "sequence", "metric": "nats per sequence", "chance": 1.386}
     write_json(folder.path / "meta.json", {"run_id": folder.run_id, "task": task, "sessions": [session]})
-    for index, value in enumerate(nats):
-        update = (index + 1) * every
+    budget, end = planned.run.budget, len(nats) * every
+    assert end <= budget.updates
+    end = budget.updates if state == "done" else end
+    for update in (update for update in budget.log_points if update <= end and nats):
+        index = min((update - 1) // every, len(nats) - 1)
         second = seconds[index] if seconds else float(update)
-        shown = metric[index] if metric else value
-        row = {"time_train_s": second, "time_wall_s": 2 * second, "train/nats": value, "train/metric": shown}
+        shown = metric[index] if metric else nats[index]
+        row = {"time_train_s": second, "time_wall_s": 2 * second, "train/nats": nats[index], "train/metric": shown}
         folder.append({"update": update, "memory_mb": 1, **row})
-    folder.set_status(state, update=len(nats) * every, updates=planned.run.budget.updates)
+    folder.set_status(state, update=end, updates=budget.updates)

@@ -15,6 +15,7 @@ from kfacrnn.compare import Question, compare, parse_at
 from kfacrnn.errors import UserError
 from kfacrnn.frames import load
 from kfacrnn.selection import select
+from kfacrnn.store import RunFolder
 from tests.runs import stored
 
 SGD, ADAM = "optimizer=sgd", "optimizer=adam"
@@ -33,6 +34,15 @@ def rows(store: Path, *arguments: str, capsys: pytest.CaptureFixture[str]) -> tu
     assert cli.main(["compare", "--results", str(store), "--out", "csv", "--last", "1", *arguments]) == 0
     captured = capsys.readouterr()
     return list(csv.DictReader(io.StringIO(captured.out))), captured.err.splitlines()
+
+
+def blank(folder: RunFolder, name: str) -> None:
+    """Empties a column of metrics.csv."""
+    path = folder.path / "metrics.csv"
+    header, *lines = [line.split(",") for line in path.read_text().splitlines()]
+    for cells in lines:
+        cells[header.index(name)] = ""
+    path.write_text("".join(f"{','.join(line)}\n" for line in (header, *lines)))
 
 
 def test_values_targets_and_ratios_are_those_computed_by_hand(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +119,9 @@ def test_seconds_count_only_of_runs_that_had_the_machine_to_themselves_and_of_on
 def test_what_is_left_out_is_said_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stored(tmp_path, [2.0, 1.0], SGD)
     stopped = stored(tmp_path, [2.0], SGD, "seed=1", state="interrupted")
-    silent = stored(tmp_path, [], SGD, "seed=2")
+    silent = stored(tmp_path, [2.0], SGD, "seed=2")
+    for name in ("train/nats", "train/metric"):
+        blank(silent, name)
     stored(tmp_path, [1.0], SGD, "seed=3", state="diverged")
     (row,), said = rows(tmp_path, capsys=capsys)
     assert (row["runs"], row["diverged"], row["value_low"], row["value_high"]) == ("2", "1", "1.0", "inf")
@@ -124,7 +136,7 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     path = folder.path / "metrics.csv"
     path.write_text(path.read_text() + "3,,,9.0,")
     (run,) = select(["results"], results=str(tmp_path)).runs
-    assert run.columns(["update", "train/nats"]) == {"update": [1.0, 2.0], "train/nats": [2.0, 1.0]}
+    assert run.folder.columns(["update", "train/nats"]) == {"update": [1.0, 2.0], "train/nats": [2.0, 1.0]}
 
 
 def test_a_finished_run_that_has_lost_rows_is_left_out_and_said_to_be(tmp_path: Path) -> None:
@@ -134,6 +146,24 @@ def test_a_finished_run_that_has_lost_rows_is_left_out_and_said_to_be(tmp_path: 
     selection = select(["results"], results=str(tmp_path))
     assert [run.run_id for run in selection.runs] == [whole.run_id]
     assert f"results: skipped 1 run ({cut.run_id}): metrics.csv lacks rows" in selection.said[-1]
+
+
+@pytest.mark.parametrize("budget", ["{updates: 2}", "{updates: 2, log_every: often, eval_every: 0}", "2"])
+def test_a_finished_run_whose_configuration_has_no_budget_counts_as_cut(tmp_path: Path, budget: str) -> None:
+    whole, damaged = (stored(tmp_path, [2.0, 1.0], SGD, f"seed={seed}") for seed in (1, 2))
+    path = damaged.path / "config.yaml"
+    lines = path.read_text().split("\nbudget:")
+    path.write_text(f"{lines[0]}\nbudget: {budget}\n" + lines[1].partition("\ntracker:")[2].join(("tracker:", "")))
+    selection = select(["results"], results=str(tmp_path))
+    assert [run.run_id for run in selection.runs] == [whole.run_id]
+    assert f"skipped 1 run ({damaged.run_id}): metrics.csv lacks rows" in selection.said[-1]
+
+
+def test_a_cell_that_is_no_number_is_one_line(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = next(store.glob("runs/*/sgd/*/metrics.csv"))
+    path.write_bytes(path.read_bytes().replace(b"3.0", b"3\xff0"))
+    assert cli.main(["compare", "--results", str(store)]) == 2
+    assert f"{path}, update 2: train/nats is no number: '3�0'; delete {path.parent} " in capsys.readouterr().err
 
 
 def test_a_run_that_two_sources_have_counts_once_unless_sources_are_compared(tmp_path: Path) -> None:
@@ -151,7 +181,7 @@ def test_a_group_that_mixes_settings_or_lengths_says_so_and_one_that_mixes_tasks
     stored(tmp_path, [2.0, 1.0], SGD, "optimizer.lr=0.1")
     stored(tmp_path, [2.0, 1.0, 0.5], SGD, "optimizer.lr=0.2")
     said = compare(select(["results"], results=str(tmp_path)), Question()).said
-    assert "repeat_copy sgd: its runs differ in optimizer.lr (0.1, 0.2)" in said
+    assert "repeat_copy sgd: its runs differ in budget.updates (2, 3), optimizer.lr (0.1, 0.2)" in said
     assert "repeat_copy sgd: runs of unequal length, 2 to 3 updates, each taken at its own end" in said
     parted = compare(select(["results"], results=str(tmp_path)), Question(group_by=("optimizer.lr",)))
     assert [group.values for group in parted.groups] == [("0.1",), ("0.2",)]

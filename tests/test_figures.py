@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from kfacrnn.plan import Plan, PlannedRun
 from tests.synthetic import FIGURE, TINY, store, write_experiment
 
 METHODS = "{SGD: {optimizer: sgd, label: Steepest}, Adam: {optimizer: adam, style: dashed}}"
+OF_DEFAULT_SIZE = "[task=repeat_copy, threads=1, budget.updates=20]"
 FILES = ("png", "svg", "pdf")
 
 
@@ -98,7 +100,7 @@ def test_a_diverged_run_counts_as_infinitely_bad_from_there_on() -> None:
 
 
 def test_the_csv_holds_what_the_runs_hold(tmp_path: Path) -> None:
-    path = write_experiment(tmp_path / "tiny.yaml", METHODS, seeds="[1, 2, 3]")
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS, common=["budget.log_every=2"], seeds="[1, 2, 3]")
     for run, last in zip(confirmation(path, tmp_path, "SGD"), (1.0, 2.0, 4.0), strict=True):
         store(run, [5.0, last], every=2)
     for run in confirmation(path, tmp_path, "Adam"):
@@ -178,7 +180,7 @@ def test_a_run_without_its_task_is_one_line(tmp_path: Path) -> None:
 
 
 def test_runs_that_shared_the_machine_are_kept_out_of_the_panel_of_seconds(tmp_path: Path) -> None:
-    path = write_experiment(tmp_path / "tiny.yaml", METHODS, seeds="[1, 2]")
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS, common=["budget.updates=2"], seeds="[1, 2]")
     first, second = confirmation(path, tmp_path, "SGD")
     store(first, [2.0, 1.0])
     store(second, [2.0, 1.0], jobs=2)
@@ -225,7 +227,7 @@ def test_every_line_leads_back_to_its_runs_and_to_how_its_settings_were_chosen(t
 
 
 def test_unfinished_runs_are_left_out_and_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_experiment(tmp_path / "tiny.yaml", METHODS, seeds="[1, 2]")
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS, common=["budget.updates=2"], seeds="[1, 2]")
     with pytest.raises(UserError, match=r"tiny has no finished run in .*; kfacrnn sweep"):
         drawn(path, tmp_path)
     finished, stopped = confirmation(path, tmp_path, "SGD")
@@ -242,19 +244,27 @@ def test_chance_levels_and_conversions_are_held_against_the_task(tmp_path: Path)
     with pytest.raises(UserError, match=r"figure.chance=2.0: the task says 3 perplexity"):
         drawn(path, tmp_path)
     path = write_experiment(tmp_path / "tiny.yaml", METHODS)
-    assert column(drawn(path, tmp_path), "updates", "SGD", "median") == [math.e]
+    assert column(drawn(path, tmp_path), "updates", "SGD", "median") == [math.e] * 4
     store(adam, [1.0], metric=[0.25])
     with pytest.raises(UserError, match="draw nats instead"):
         drawn(path, tmp_path)
 
 
-def test_a_run_that_has_lost_rows_is_not_drawn(tmp_path: Path) -> None:
+def without_second_row(content: bytes) -> bytes:
+    lines = content.splitlines(keepends=True)
+    return b"".join([*lines[:2], *lines[3:]])
+
+
+@pytest.mark.parametrize("harm", [lambda content: content[:-1], without_second_row, lambda content: content * 2])
+def test_a_run_that_has_lost_rows_or_has_some_twice_is_not_drawn(
+    tmp_path: Path, harm: Callable[[bytes], bytes]
+) -> None:
     path = write_experiment(tmp_path / "cut.yaml", "{SGD: {optimizer: sgd}}")
     (run,) = Plan(experiment.load(path), str(tmp_path)).confirmation("SGD")
     store(run, [3.0, 2.0, 1.0, 0.5])
     metrics = run.folder.path / "metrics.csv"
-    metrics.write_bytes(metrics.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"metrics.csv lacks rows before update 4; delete .* to have it made again$"):
+    metrics.write_bytes(harm(metrics.read_bytes()))
+    with pytest.raises(UserError, match=r"metrics.csv lacks rows or repeats some; delete .* to have it made again$"):
         figures.figure(path, results=str(tmp_path))
     assert not (tmp_path / "figures").exists()
 
@@ -310,7 +320,7 @@ def test_with_models_the_legend_has_methods_and_then_models_that_have_runs(
         rows = drawn(path, tmp_path)
         assert ("Large" in labels) == (line == "SGD large")
     assert labels == ["medians and ranges of n seeds", "SGD (n = 2 and 1)", "Adam (n = 2)", "small", "Large"]
-    assert column(rows, "updates", "SGD large", "n") == [1, 1]
+    assert column(rows, "updates", "SGD large", "n") == [1] * 4
     stored = json.loads((tmp_path / "figures" / "tiny.json").read_text())["lines"]
     assert [(line["label"], line["model"]) for line in stored[:2]] == [("SGD, small", "small"), ("SGD, Large", "large")]
     assert stored[1]["seeds"]["used"] == [3]
@@ -366,10 +376,10 @@ def bench(
 def test_a_line_whose_runs_all_shared_the_machine_may_have_benched_seconds(tmp_path: Path) -> None:
     path = write_experiment(tmp_path / "tiny.yaml", METHODS, figure=BENCHED)
     described = Path(path).read_text()
-    default_task = described.replace(f"common: [{', '.join(TINY)}]", "common: [task=repeat_copy, threads=1]")
+    default_task = described.replace(f"common: [{', '.join(TINY)}]", f"common: {OF_DEFAULT_SIZE}")
     Path(path).write_text(default_task)
     (sgd,), (adam,) = (confirmation(path, tmp_path, method) for method in ("SGD", "Adam"))
-    store(sgd, [2.0, 1.0], jobs=2)
+    store(sgd, [2.0, 1.0], every=10, jobs=2)
     store(adam, [4.0, 3.0], every=10, jobs=2)
     bench(tmp_path)
     rows = drawn(path, tmp_path)
@@ -394,7 +404,8 @@ def test_benched_seconds_are_for_the_sizes_that_were_benched_and_for_runs_withou
 
 
 def test_a_benchmark_of_the_experiment_knows_each_of_its_lines(tmp_path: Path) -> None:
-    path = write_experiment(tmp_path / "tiny.yaml", METHODS, figure=BENCHED)  # a smaller task than the default
+    budget = ["budget.updates=20", "budget.log_every=10"]
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS, common=budget, figure=BENCHED)  # smaller than the default
     store(confirmation(path, tmp_path, "Adam")[0], [4.0, 3.0], every=10, jobs=2)
     bench(tmp_path, "experiment-tiny-fp32-threads=1", line="SGD")
     assert column(drawn(path, tmp_path), "benched", "Adam", "x") == []
@@ -405,7 +416,7 @@ def test_a_benchmark_of_the_experiment_knows_each_of_its_lines(tmp_path: Path) -
 def test_benched_seconds_are_for_the_settings_that_were_benched(tmp_path: Path) -> None:
     methods = "{K-FAC: {optimizer: kfac_option1, overrides: [optimizer.statistics_every=1, optimizer.lr=1]}}"
     path = write_experiment(tmp_path / "tiny.yaml", methods, figure=BENCHED)
-    Path(path).write_text(Path(path).read_text().replace(f"[{', '.join(TINY)}]", "[task=repeat_copy, threads=1]"))
+    Path(path).write_text(Path(path).read_text().replace(f"[{', '.join(TINY)}]", OF_DEFAULT_SIZE))
     (run,) = confirmation(path, tmp_path, "K-FAC")
     store(run, [2.0, 1.0], every=10, jobs=2)
     shipped = dataclasses.asdict(config.compose(["task=repeat_copy", "optimizer=kfac_option1"]).optimizer)
@@ -419,7 +430,7 @@ def test_benched_seconds_are_for_the_settings_that_were_benched(tmp_path: Path) 
 
 
 def test_all_lines_have_seconds_by_the_same_clock(tmp_path: Path) -> None:
-    path = write_experiment(tmp_path / "tiny.yaml", METHODS, figure=BENCHED)
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS, common=["budget.updates=2"], figure=BENCHED)
     store(confirmation(path, tmp_path, "SGD")[0], [2.0, 1.0])  # alone on the machine
     store(confirmation(path, tmp_path, "Adam")[0], [2.0, 1.0], jobs=2)
     bench(tmp_path, "experiment-tiny-fp32-threads=1", line="SGD", optimizer="sgd", ms_mean_cycle=250.0)
@@ -429,7 +440,7 @@ def test_all_lines_have_seconds_by_the_same_clock(tmp_path: Path) -> None:
 
 
 def test_seconds_measured_side_by_side_go_before_those_of_runs_once_every_line_has_them(tmp_path: Path) -> None:
-    path = write_experiment(tmp_path / "tiny.yaml", METHODS, figure=BENCHED)
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS, common=["budget.updates=2"], figure=BENCHED)
     store(confirmation(path, tmp_path, "SGD")[0], [2.0, 1.0])
     bench(tmp_path, "experiment-tiny-fp32-threads=1", line="SGD", optimizer="sgd", ms_mean_cycle=250.0)
     assert column(drawn(path, tmp_path), "benched", "SGD", "x") == [0.25, 0.5]

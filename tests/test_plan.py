@@ -71,8 +71,8 @@ def test_what_is_searched_cannot_be_overridden(tmp_path: Path, key: str) -> None
 def test_the_curves_of_finished_trials_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, read = extended(tmp_path, extend=0), []
     finish(plan, "SGD", {0.1: 3, 1.0: 2, 10.0: 1})
-    rows = PlannedRun.rows
-    monkeypatch.setattr(PlannedRun, "rows", lambda run: (read.append(run.run.run_id), rows(run))[1])
+    columns = PlannedRun.columns
+    monkeypatch.setattr(PlannedRun, "columns", lambda run, names: (read.append(run.run.run_id), columns(run, names))[1])
     for _ in range(2):
         assert plan.winner("SGD")
         assert plan.updates()

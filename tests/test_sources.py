@@ -86,7 +86,7 @@ def notes(name: str, **reading: bool) -> list[str]:
 def experiment_file(tmp_path: Path) -> str:
     """Two methods, two seeds each; all runs stored, one of them diverged."""
     methods = "{SGD: {optimizer: sgd}, Adam: {optimizer: adam}}"
-    path = synthetic.write_experiment(tmp_path / "tiny.yaml", methods, seeds="[1, 2]")
+    path = synthetic.write_experiment(tmp_path / "tiny.yaml", methods, seeds="[1, 2]", common=["budget.updates=91"])
     plan = Plan(experiment.load(path), str(tmp_path / "store"))
     for method, last in (("SGD", 1.0), ("Adam", 0.1 + 0.2)):
         first, second = plan.confirmation(method)
@@ -108,7 +108,7 @@ def test_three_sources_give_equal_frames_and_equal_figures(
     config = ("tracker.group", "optimizer.lr", "task.hidden", "commit", "machine", "budget.updates")
     sources = [str(store), f"offline:{tmp_path / 'offline'}", PROJECT]
     frames = [load(source, config=[*config]) for source in sources]
-    assert len(frames[0]) == 2 * 91 + 2 * 2
+    assert len(frames[0]) == 3 * 91 + 2
     for frame in frames[1:]:
         pd.testing.assert_frame_equal(frames[0], frame, check_exact=True)
     assert server.asked.count("Runs") == 3  # once for a project that was new, then two pages of two
@@ -137,7 +137,7 @@ def test_a_killed_writer_leaves_a_run_that_is_read_as_far_as_it_goes(tmp_path: P
     (said,) = notes(source)
     assert said == f"{folder.run_id}: the file has no end: its writer was killed, or still writes ({file})"
     (run,) = select([source], ["state=interrupted"]).runs
-    updates = run.columns(["update"])["update"]
+    updates = run.folder.columns(["update"])["update"]
     assert 80 < len(updates) <= 90
     assert updates == [float(number) for number in range(1, len(updates) + 1)]
 
@@ -151,18 +151,19 @@ def test_a_damaged_block_is_reported_and_the_rest_is_read(tmp_path: Path) -> Non
     source = f"offline:{tmp_path}"
     assert any("corrupt" in note and str(file) in note for note in notes(source))
     (run,) = select([source], ["state=*"]).runs
-    assert 10 < len(run.columns(["update"])["update"]) < 90
+    assert 10 < len(run.folder.columns(["update"])["update"]) < 90
 
 
 def test_a_resumed_run_is_one_run_without_the_rows_that_were_made_again(tmp_path: Path) -> None:
-    folder = stored(tmp_path / "store", [9.0, 8.0, 7.0, 6.5, 6.25], "optimizer=sgd", state="interrupted")
+    more = ("optimizer=sgd", "budget.updates=9")
+    folder = stored(tmp_path / "store", [9.0, 8.0, 7.0, 6.5, 6.25], *more, state="interrupted")
     mirror(folder, tmp_path / "one", ended=False)
     shutil.rmtree(folder.path)
-    stored(tmp_path / "store", [9.0, 8.0, 7.5, 7.0], "optimizer=sgd")
+    stored(tmp_path / "store", [9.0, 8.0, 7.5, 7.0], *more, state="interrupted")
     resumed(folder, from_update=2)
     mirror(folder, tmp_path / "two")
-    (run,) = select([f"offline:{tmp_path}"]).runs
-    assert run.columns(["update", "train/nats"]) == {"update": [1, 2, 3, 4], "train/nats": [9.0, 8.0, 7.5, 7.0]}
+    (run,) = select([f"offline:{tmp_path}"], ["state=*"]).runs
+    assert run.folder.columns(["update", "train/nats"]) == {"update": [1, 2, 3, 4], "train/nats": [9.0, 8.0, 7.5, 7.0]}
 
 
 def test_of_two_files_of_the_same_run_the_one_that_got_further_counts_and_the_other_is_named(tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_of_two_files_of_the_same_run_the_one_that_got_further_counts_and_the_ot
         f"{folder.run_id}: skipped {part}: {whole} has the same run, as far or further"
     ]
     (run,) = select([f"offline:{tmp_path}"]).runs
-    assert run.columns(["update"])["update"] == [1, 2, 3]
+    assert run.folder.columns(["update"])["update"] == [1, 2, 3]
 
 
 def test_files_that_have_not_changed_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +226,7 @@ def test_a_finished_run_is_asked_for_once_and_one_that_goes_on_again(tmp_path: P
     bucket.history.append(bucket.history[-1] | {"_step": 3, "update": 3})
     bucket.summary |= {"_step": 3, "update": 3}
     (run,) = select([PROJECT], ["state=running"]).runs
-    assert run.columns(["update"])["update"] == [1, 2, 3]
+    assert run.folder.columns(["update"])["update"] == [1, 2, 3]
     assert run.run_id == folder.run_id
     server.asked.clear()
     assert len(select([PROJECT], ["state=*"], offline=True).runs) == 1
@@ -258,7 +259,14 @@ def test_what_w_and_b_refuses_or_lacks_is_one_line(
 def test_an_upload_has_identity_group_job_type_and_tags_and_goes_on_where_it_was(
     tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = ("optimizer=sgd", "tracker.group=figure9", "tracker.job_type=tune", "tracker.tags=[a]", "seed=3")
+    more = (
+        "optimizer=sgd",
+        "tracker.group=figure9",
+        "tracker.job_type=tune",
+        "tracker.tags=[a]",
+        "seed=3",
+        "budget.updates=4",
+    )
     folder = stored(tmp_path / "store", [3.0, 2.0], *more, state="interrupted")
     command = ["sync", str(tmp_path / "store"), "--project", "p", "--tag", "b"]
     assert cli.main([*command, "--dry-run"]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from kfacrnn.config import Budget
+from kfacrnn.drawing import write_files
 from kfacrnn.errors import UserError
 from kfacrnn.store import COLUMNS, RunFolder, Store, write_atomic
 from tests import processes
@@ -128,7 +131,7 @@ def test_the_last_row_is_the_last_of_the_rows_whatever_stands_behind_it(folder: 
     with (folder.path / "metrics.csv").open("ab") as file:
         file.write(garbage)
     assert folder.rows()[-1]["update"] == "199"
-    assert folder.last_row() == folder.rows()[-1]
+    assert folder.last_row() == [*folder.numbers()][-1]
 
 
 @pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])])
@@ -143,14 +146,31 @@ def test_a_file_that_somebody_else_has_changed_is_not_written_on(
         folder.append(row(3))
 
 
-@pytest.mark.parametrize(("rows", "cut"), [(3, False), (2, True), (0, True)])
-def test_a_run_that_is_done_and_lacks_its_last_row_is_cut(folder: RunFolder, rows: int, cut: bool) -> None:
-    for update in range(1, rows + 1):
+@pytest.mark.parametrize("rows", [[3, 5, 6, 7], [3, 5, 6], [3, 6, 7], [5, 6, 7], [3, 5, 5, 6, 7], [3, 6, 5, 7], []])
+def test_a_run_that_is_done_and_has_other_rows_than_its_budget_makes_is_cut(folder: RunFolder, rows: list[int]) -> None:
+    budget = Budget(name="", updates=7, log_every=3, eval_every=5, checkpoint_every=1)
+    for update in rows:
         folder.append(row(update))
-    folder.set_status("running", update=3, updates=3)
-    assert not folder.is_cut()
-    folder.set_status("done", update=3, updates=3)
-    assert folder.is_cut() is cut
+    folder.set_status("running", update=7, updates=7)
+    assert not folder.is_cut(budget)
+    folder.set_status("done", update=7, updates=7)
+    assert folder.is_cut(budget) is (rows != [3, 5, 6, 7])
+
+
+def test_columns_are_numbers_and_what_is_none_is_named(folder: RunFolder) -> None:
+    folder.append(row(1, lr=0.5))
+    folder.append(row(2))
+    columns = folder.columns(["memory_mb", "lr", "update"])
+    assert [*columns] == ["memory_mb", "lr", "update"]
+    assert (columns["memory_mb"], columns["update"], columns["lr"][0]) == ([12.5, 12.5], [1.0, 2.0], 0.5)
+    assert math.isnan(columns["lr"][1])
+    path = folder.path / "metrics.csv"
+    path.write_bytes(path.read_bytes().replace(b"0.2", b"0.\xff") + b"3,torn")
+    message = rf"^{path}, update 2: train/nats is no number: '0\.�'; delete {folder.path} to have it made again$"
+    for read in (lambda: folder.columns(["lr", "train/nats"]), folder.last_row, lambda: list(folder.numbers())):
+        with pytest.raises(UserError, match=message):
+            read()
+    assert folder.columns(["update"]) == {"update": [1.0, 2.0]}
 
 
 def test_truncating_drops_what_comes_after_the_update_and_keeps_the_rest_to_the_byte(folder: RunFolder) -> None:
@@ -314,3 +334,9 @@ def test_the_store_finds_the_runs_that_have_begun(tmp_path: Path) -> None:
         (path / "config.yaml").write_text("{}")
     (tmp_path / "runs" / "task" / "optimizer" / "not-begun").mkdir()
     assert [found.run_id for found in Store(tmp_path)] == ["a", "b"]
+
+
+def test_what_is_drawn_into_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a_file").write_text("")
+    with pytest.raises(UserError, match=r"^cannot write .*a_file/page: Not a directory$"):
+        write_files({"md": b""}, tmp_path / "a_file" / "page")

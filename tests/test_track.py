@@ -20,7 +20,7 @@ from tests.synthetic import TINY
 
 pytest.importorskip("wandb")
 
-MIRRORED = [*TINY, "budget.updates=6", "budget.checkpoint_every=2", "tracker=wandb"]
+MIRRORED = [*TINY, "budget.updates=6", "budget.log_every=2", "budget.checkpoint_every=2", "tracker=wandb"]
 
 
 @pytest.fixture(autouse=True)
