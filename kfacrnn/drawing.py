@@ -17,7 +17,7 @@ from typing import Any
 from kfacrnn.curves import SEEDS_FOR_QUARTILES, Row
 from kfacrnn.experiment import Experiment
 from kfacrnn.picture import MARKERS, Axis
-from kfacrnn.store import write_atomic
+from kfacrnn.store import make_folder_of, write_atomic
 
 COLOURS = {
     "sgd": "#000000",
@@ -244,7 +244,7 @@ def saved(page: Any, suffix: str) -> bytes:
 
 def write_files(contents: Mapping[str, bytes], path: Path) -> list[Path]:
     """Contents by suffix, to files beside one another that are called as `path`, which has no suffix; returns them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder_of(path)
     files = {path.with_name(f"{path.name}.{suffix}"): content for suffix, content in contents.items()}
     for file, content in files.items():
         write_atomic(file, content)

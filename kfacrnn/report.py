@@ -17,7 +17,7 @@ from kfacrnn import __version__, discovery
 from kfacrnn.drawing import colour
 from kfacrnn.errors import UserError
 from kfacrnn.inline_svg import inline_svg
-from kfacrnn.store import write_atomic
+from kfacrnn.store import make_folder_of, write_atomic
 
 ROW_OF_A_RUN = ("seed", "run_id", "updates", "state", "commits", "hardware", "jobs")
 
@@ -48,10 +48,7 @@ def report(*, results: str, out: str | None = None) -> Path:
         command=_command("report", results),
         version=__version__,
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another with --out FILE") from error
+    make_folder_of(path, "choose another with --out FILE")
     write_atomic(path, page.encode())
     return path
 

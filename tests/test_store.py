@@ -338,5 +338,5 @@ def test_the_store_finds_the_runs_that_have_begun(tmp_path: Path) -> None:
 
 def test_what_is_drawn_into_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a_file").write_text("")
-    with pytest.raises(UserError, match=r"^cannot write .*a_file/page: Not a directory$"):
+    with pytest.raises(UserError, match=r"^cannot write .*a_file/page: File exists$"):
         write_files({"md": b""}, tmp_path / "a_file" / "page")

@@ -12,6 +12,7 @@ from pathlib import Path
 from kfacrnn import config, discovery
 from kfacrnn.config import Run
 from kfacrnn.errors import UserError
+from kfacrnn.store import make_folder_of
 
 BASELINE = "sgd"
 ENDLESS = ("budget.updates=1000000000", "budget.log_every=1000000000", "budget.eval_every=0")
@@ -64,10 +65,7 @@ class Request:
         if len(stem) > LONG:
             stem = f"{stem[:LONG]}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
         path = discovery.place(self.json or f"{self.out}/{stem}.json")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}; choose another with --out DIR") from error
+        make_folder_of(path, "choose another with --out DIR")
         if path.is_dir():
             raise UserError(f"cannot write {path}: it is a folder; choose a file with --json FILE")
         return path
