@@ -55,7 +55,7 @@ def sweep(
     if stopped:
         flags = [*(f"--only={method}" for method in only), *([f"--jobs={jobs}"] if jobs > 1 else [])]
         command = shlex.join(["kfacrnn", "sweep", name, *flags, f"--results={results}", *overrides])
-        print(f"stopped; every run has a checkpoint. Continue with: {command}")
+        print(f"stopped; every run goes on from its last checkpoint, if it has one. Continue with: {command}")
         return 130
     print("\n".join([standing.summary(plan), *standing.remarks(plan)]))
     problems = list(standing.unfinished(plan))

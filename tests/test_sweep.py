@@ -20,6 +20,7 @@ from kfacrnn import discovery, experiment, ranks, sweep
 from kfacrnn.errors import UserError
 from kfacrnn.launchers import local
 from kfacrnn.plan import Plan, PlannedRun
+from tests import processes
 from tests.synthetic import store, write_experiment
 
 TUNED = "{SGD: {optimizer: sgd, grid: {optimizer.lr: [1e-6, 0.05]}}, Adam: {optimizer: adam}}"
@@ -262,6 +263,21 @@ def test_a_run_that_another_process_is_writing_is_waited_for(
         assert sweep.sweep(path, results=str(tmp_path)) == 0
         assert not ending.is_alive()
     assert "1/1 done" in capsys.readouterr().out.splitlines()
+
+
+def test_a_sweep_goes_on_when_the_terminal_closes_if_it_was_started_with_nohup(tmp_path: Path) -> None:
+    path, output = write_experiment(tmp_path / "nohup.yaml", "{Adam: {optimizer: adam}}"), tmp_path / "output.txt"
+    (run,) = all_runs(path, tmp_path)
+    with run.folder.writing():
+        run.folder.set_status("running", update=1, updates=4)
+        command = ["sweep", path, "--results", str(tmp_path)]
+        process = processes.start(command, output, signal.signal, signal.SIGHUP, signal.SIG_IGN)
+        wait_for(lambda: output.exists() and "1 elsewhere" in output.read_text())
+        os.kill(process.pid or 0, signal.SIGHUP)
+        time.sleep(1)
+        run.folder.set_status("done", update=4, updates=4)
+        process.join(60)
+    assert process.exitcode == 0
 
 
 @pytest.mark.slow
