@@ -121,6 +121,7 @@ class Run:
 
 
 MODULES = {"optimizer": "optimizers", "task": "tasks"}
+PATHS = ("results", "data.root")
 GROUPS = ("budget", "tracker", "data", *MODULES)
 
 
@@ -178,17 +179,25 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
-    """The overrides as Hydra reads them. Raises `UserError` for what is none."""
+    """The overrides as Hydra reads them. Raises `UserError` for what is none, and for a path without the quotes that it
+    needs: 2025_07_01 would be the folder 20250701."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
 
     try:
-        return OverridesParser.create().parse_overrides(list(overrides))
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
         example = """write key=value, such as optimizer.lr=0.1 or results="'größe'\""""
         raise UserError(f"'{error.override}' is no override: {example} ({first_line(error)})") from error
     except ValueError as error:  # thousands of digits
         raise UserError(first_line(error)) from error
+    for override in parsed:
+        if override.key_or_group in PATHS and isinstance(override.value(), (int, float)):
+            text = (override.input_line or "").partition("=")[2]
+            kind = "true or false" if isinstance(override.value(), bool) else "a number"
+            right = f"""{override.key_or_group}="'{text}'\""""
+            raise UserError(f"{override.input_line}: Hydra reads {kind}; put quotes around it: {right}")
+    return parsed
 
 
 def _check_choices(overrides: Sequence[str]) -> None:

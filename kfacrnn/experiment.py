@@ -307,7 +307,7 @@ class Experiment:
 
     def _point(self, line: str, role: str, choice: Choice, seed: int, extra: Sequence[str]) -> Point:
         chosen = [override(key, value) for key, value in choice.items()]
-        tracked = (f"tracker.group={self.runs or self.name}", f"tracker.job_type={role}")
+        tracked = (override("tracker.group", self.runs or self.name), f"tracker.job_type={role}")
         first = (f"optimizer={self.method(line).optimizer}", f"seed={seed}", *tracked)
         return Point(line, role, choice, seed, (*first, *self.lines[line].overrides, *extra, *chosen))
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from kfacrnn.errors import UserError
 
+WORD = re.compile(r"[A-Za-z_/][\w./@-]*", re.ASCII)  # what Hydra reads as a text without quotes
+NO_WORDS = ("null", "true", "false", "nan", "inf")  # but for these, whatever their case
 OWN_KEYS = {"seed": "`seeds` and `tune.seed`", "results": "--results DIR", "optimizer": "each method's `optimizer`"}
 
 
@@ -45,7 +47,8 @@ def _literal(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(_literal, value))}]"
-    if isinstance(value, str) and not re.fullmatch(r"[\w./~@-]+", value):
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"'{escaped}'"
+    if isinstance(value, str) and not (WORD.fullmatch(value) and value.lower() not in NO_WORDS):
+        from hydra.core.override_parser.types import Quote, QuotedString
+
+        return QuotedString(value, Quote.single).with_quotes()
     return str(value)

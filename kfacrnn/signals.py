@@ -15,8 +15,8 @@ def name(number: int) -> str:
 
 @contextmanager
 def handled(numbers: Sequence[int], handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Inside, these signals go to the handler, but for those that are ignored, as by nohup; afterwards to those that had
-    them before."""
+    """Inside, these signals go to the handler, but for those that are ignored, as under nohup; afterwards to those that
+    had them before."""
     heeded = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in heeded}
     try:

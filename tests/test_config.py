@@ -17,6 +17,9 @@ from kfacrnn.errors import UserError
 
 MISTAKES: list[tuple[list[str], list[str]]] = [
     # the overrides, and what the line has to name
+    (["results=2025_07_01"], ["results=2025_07_01: ", "a number", """results="'2025_07_01'\""""]),
+    (["++data.root=1e3"], ["++data.root=1e3: ", "a number", """data.root="'1e3'\""""]),
+    (["results=true"], ["results=true: ", "true or false", """results="'true'\""""]),
     (["optimizer.lr=fast"], ["optimizer.lr=fast", "Float", "configs/optimizer/adam.yaml"]),
     (["optimizer.lr=-1"], ["optimizer.lr=-1", "above 0"]),
     (["optimizer.lr=0"], ["optimizer.lr=0", "above 0"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from kfacrnn import config, discovery, experiment
 from kfacrnn.errors import UserError
 from kfacrnn.overrides import override
 from kfacrnn.plan import Plan
+from tests.synthetic import write_experiment
 
 WHOLE = """\
 description: two methods
@@ -77,6 +79,11 @@ def test_a_method_without_a_grid_has_nothing_to_tune(tmp_path: Path) -> None:
         ("a b", "'a b'"),
         ("it's", "'it\\'s'"),
         ([1, "x y"], "[1,'x y']"),
+        ("2025_07_01", "'2025_07_01'"),
+        ("1e3", "'1e3'"),
+        ("NULL", "'NULL'"),
+        ("~/results", "'~/results'"),
+        ("/tmp/results-1", "/tmp/results-1"),
     ],
 )
 def test_values_are_written_so_that_hydra_reads_them_back(value: object, text: str) -> None:
@@ -85,6 +92,22 @@ def test_values_are_written_so_that_hydra_reads_them_back(value: object, text: s
     written = override("key", value)
     assert written == f"key={text}"
     assert OverridesParser.create().parse_override(written).value() == value
+
+
+def test_hydra_reads_back_whatever_text_is_written() -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser, rng = OverridesParser.create(), random.Random(0)
+    words = [*"aeE01_.-+/@~'\"\\ ,=${}[]():\n\tß", "null", "True", "nan", "inf", "a_1"]
+    for _ in range(1000):
+        text = "".join(rng.choices(words, k=rng.randrange(7)))
+        assert parser.parse_override(override("key", text)).value() == text
+
+
+def test_an_experiment_named_like_a_number_groups_its_runs_by_that_name(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path / "2025_07.yaml", "{SGD: {optimizer: sgd}}")
+    (point,) = experiment.load(path).confirmation("SGD", {})
+    assert config.compose(point.overrides).tracker.group == "2025_07"
 
 
 @pytest.mark.parametrize(
