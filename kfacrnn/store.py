@@ -297,13 +297,19 @@ class RunFolder:
         self._rows, self._stamp = len(kept), _stamp(self.path / "metrics.csv")
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Writes a checkpoint with its SHA-256 and keeps the one before it."""
+        """Writes a checkpoint with its SHA-256 and keeps the one before it. The rows that it counts are on the disk
+        before it is: a power cut must not take them alone."""
         import torch
 
         buffer = io.BytesIO()
         torch.save(state | {"rows": self._rows}, buffer)
         content = buffer.getbuffer()
         newest, older = self.path / "checkpoint.pt", self.path / "checkpoint.old.pt"
+        rows = self.path / "metrics.csv"
+        with explained(rows):
+            if rows.exists():
+                with rows.open("rb+") as file:
+                    os.fsync(file.fileno())
         with explained(newest):
             if newest.exists():
                 newest.replace(older)

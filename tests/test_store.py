@@ -251,6 +251,18 @@ def test_a_checkpoint_whose_rows_are_lost_is_not_used(folder: RunFolder, capsys:
     assert loaded(folder) is None
 
 
+def test_the_rows_are_on_the_disk_before_the_checkpoint_that_counts_them(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(Path(f"/proc/self/fd/{number}").resolve().name))
+    folder.save_checkpoint(checkpoint(0))  # before there are any
+    folder.append(row(1))
+    folder.save_checkpoint(checkpoint(1))
+    temporary = f"checkpoint.pt.{os.getpid()}.tmp"
+    assert synced == [temporary, "metrics.csv", temporary]
+
+
 class Bomb:
     def __reduce__(self) -> Any:
         return Path.touch, (Path("owned"),)
