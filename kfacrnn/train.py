@@ -49,7 +49,8 @@ def _is_finished(folder: RunFolder) -> bool:
 def _session(session: Session, folder: RunFolder, command: str) -> None:
     """From where the run is to its end, or to a signal. Whatever else ends it is in its status."""
     run = session.run
-    mirror = open_mirror(run, folder.path) if ranks.is_first() else Nobody()
+    folder.set_status("running", update=_update(folder), updates=run.budget.updates)  # for whom the lock keeps out
+    mirror = open_mirror(run, folder.path) if ranks.is_first() else Nobody()  # where this ends, it was interrupted
     try:
         with ranks.in_step(), shortage_explained(run.task.name):
             session.begin(folder, command)
@@ -60,10 +61,16 @@ def _session(session: Session, folder: RunFolder, command: str) -> None:
         state = "interrupted" if isinstance(error, ranks.Lost) else "failed"
         reason = str(error) or type(error).__name__
         try:
-            folder.set_status(state, update=session.update, updates=run.budget.updates, reason=reason)
+            update = session.update or _update(folder)  # the session has none before it begins
+            folder.set_status(state, update=update, updates=run.budget.updates, reason=reason)
         finally:
             mirror.finish(state)
         raise
+
+
+def _update(folder: RunFolder) -> int:
+    """The last known one."""
+    return folder.status().get("update", 0)
 
 
 def _loop(session: Session, folder: RunFolder, mirror: Mirror) -> None:

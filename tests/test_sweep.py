@@ -311,7 +311,7 @@ def test_when_one_process_is_killed_the_others_finish_and_a_relaunch_runs_only_w
     victim, good, broken = all_runs(path, results)
 
     def kill() -> None:
-        wait_for(lambda: victim.folder.status().get("state") == "running")
+        wait_for(lambda: "sessions" in victim.folder.meta())
         os.kill(victim.folder.status()["pid"], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)

@@ -179,7 +179,9 @@ def test_without_wandb_it_is_one_line_with_the_command_that_installs_it(
     assert type(track.open_mirror(config.compose(TINY), tmp_path)) is track.Nobody
 
 
-def test_a_missing_tracker_leaves_no_failed_run_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mirror_that_cannot_be_opened_leaves_a_run_that_the_next_sweep_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from kfacrnn import train
 
     def refuse(*_: Any) -> None:
@@ -189,4 +191,4 @@ def test_a_missing_tracker_leaves_no_failed_run_behind(tmp_path: Path, monkeypat
     run = config.compose([*MIRRORED, f"results={tmp_path}"])
     with pytest.raises(UserError):
         train.train(run, "test")
-    assert Store(tmp_path).folder(run).state() is None
+    assert Store(tmp_path).folder(run).state() == "interrupted"

@@ -287,6 +287,26 @@ def test_an_exception_ends_as_failed_with_the_reason_and_the_next_start_tries_ag
     assert same(folder, train(tiny(tmp_path / "undisturbed"), "test"))
 
 
+def test_a_run_says_that_it_is_running_before_it_opens_the_mirror_and_was_interrupted_if_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Store(tmp_path).folder(tiny(tmp_path))
+    seen: list[tuple[str | None, int, int]] = []
+
+    def fail(*_: Any) -> None:
+        seen.append((folder.state(), folder.status()["update"], folder.status()["pid"]))
+        raise RuntimeError("a bug in the mirror")
+
+    folder.path.mkdir(parents=True)
+    folder.set_status("interrupted", update=3, updates=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "open_mirror", fail)
+        with pytest.raises(RuntimeError, match="a bug in the mirror"):
+            train(tiny(tmp_path), "test")
+    assert seen == [("running", 3, os.getpid())]
+    assert (folder.state(), folder.status()["update"]) == ("interrupted", 3)
+
+
 def test_a_full_disk_is_one_line_and_the_run_continues_from_its_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -470,7 +490,7 @@ def test_the_heartbeat_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(store, "write_json", noted)
     train(tiny(tmp_path), "test")
     assert [(status["state"], status["update"]) for status in written] == [
-        ("running", 0), ("running", 1), ("running", 2), ("running", 3), ("running", 4), ("done", 4)
+        ("running", 0), ("running", 0), ("running", 1), ("running", 2), ("running", 3), ("running", 4), ("done", 4)
     ]  # fmt: skip
     beats = [status["heartbeat"] for status in written]
     assert beats == sorted(beats)
