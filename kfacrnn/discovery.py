@@ -8,6 +8,7 @@ import importlib.util
 import itertools
 import pkgutil
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +35,11 @@ def place(text: str | Path) -> Path:
     except OSError as error:
         raise UserError(f"{text}: {error.strerror}") from error
     return path
+
+
+def command(*words: str, results: str | Path) -> str:
+    """`kfacrnn …` as one types it, for a result store that need not be the default."""
+    return shlex.join(["kfacrnn", *words, *([] if str(results) == "results" else ["--results", str(results)])])
 
 
 def modules(package: str) -> list[str]:

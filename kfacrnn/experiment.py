@@ -200,6 +200,7 @@ class Experiment:
     tune: Tune | None = None
     select: Select = field(default_factory=Select)
     target: Target | None = None
+    called: str = ""  # on the command line: its name or, if it is not in experiments/, its path
     claim: str = ""  # the paper's, to be held against what there is here
 
     def check(self) -> Iterator[str]:

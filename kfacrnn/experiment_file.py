@@ -38,9 +38,10 @@ def read(path: Path) -> Experiment:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    called = path.stem if path.parent == discovery.resource("experiments") else str(path)
     try:
         content = _with_runs(path, OmegaConf.load(path))
-        merged = OmegaConf.merge(OmegaConf.structured(Experiment), content, {"name": path.stem})
+        merged = OmegaConf.merge(OmegaConf.structured(Experiment), content, {"name": path.stem, "called": called})
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise UserError(f"{path}: {missing[0]} has no value")

@@ -29,7 +29,7 @@ from kfacrnn.curves import (
     over_seconds,
     over_updates,
 )
-from kfacrnn.discovery import place, unknown
+from kfacrnn.discovery import command, place, unknown
 from kfacrnn.errors import UserError
 from kfacrnn.experiment import Experiment
 from kfacrnn.plan import Plan, PlannedRun
@@ -67,7 +67,8 @@ def figure(
             write_atomic(written[-1], text.encode())
     from kfacrnn.drawing import draw, write_files
 
-    return written + write_files(draw(described, _from_csv(table, described)), table.with_suffix(""))
+    maker = command("figure", described.called, *(["--out", out] if out else []), *overrides, results=results)
+    return written + write_files(draw(described, _from_csv(table, described, maker)), table.with_suffix(""))
 
 
 def collect(
@@ -79,7 +80,8 @@ def collect(
     lines = {line: [planned for planned in plan.confirmation(line) if planned.finished] for line in plan.lines}
     if not any(lines.values()):
         where = plan.store.root if source == "results" else source
-        raise UserError(f"{described.name} has no finished run in {where}; kfacrnn sweep {described.name}")
+        sweep = command("sweep", described.called, *plan.overrides, results=benches or plan.store.root)
+        raise UserError(f"{described.name} has no finished run in {where}; {sweep}")
     for line, finished in lines.items():
         expected = len(described.lines[line].seeds)
         if len(finished) < expected:
@@ -216,11 +218,11 @@ def _to_csv(rows: Iterable[Row]) -> str:
     return text.getvalue()
 
 
-def _from_csv(path: Path, described: Experiment) -> list[Row]:
+def _from_csv(path: Path, described: Experiment, maker: str) -> list[Row]:
     try:
         text = path.read_text()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; kfacrnn figure {described.name} makes it") from error
+        raise UserError(f"cannot read {path}: {error.strerror}; {maker} makes it") from error
     reader = csv.DictReader(io.StringIO(text))
     if reader.fieldnames != COLUMNS:
         raise UserError(f"{path}: the first line must be {','.join(COLUMNS)}")

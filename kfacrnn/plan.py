@@ -75,7 +75,7 @@ class Plan:
         self.store = Store(results)
         self.lines = [name for name, line in experiment.lines.items() if not only or line.method in only]
         self._refuse_searched_keys(overrides)
-        self._overrides = tuple(overrides)
+        self.overrides = tuple(overrides)
         self._composer = config.Composer()
         self._composed: dict[tuple[str, ...], config.Run] = {}
         self._scores: dict[str, float] = {}  # by run_id; reading whole curves at every turn of a sweep takes seconds
@@ -83,7 +83,7 @@ class Plan:
         self.tuning = {line: [self._planned(point) for point in experiment.tuning(line)] for line in searched}
 
     def _planned(self, point: Point) -> PlannedRun:
-        overrides = (*point.overrides, *self._overrides)
+        overrides = (*point.overrides, *self.overrides)
         seedless = tuple(override for override in overrides if override != f"seed={point.seed}")
         if seedless not in self._composed:  # seeds need no check of their own
             try:

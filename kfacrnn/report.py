@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -45,7 +44,7 @@ def report(*, results: str, out: str | None = None) -> Path:
         figures=figures,
         studies=studies,
         missing=_missing({figure["name"] for figure in figures}, results),
-        command=_command("report", results),
+        command=discovery.command("report", results=results),
         version=__version__,
     )
     make_folder_of(path, "choose another with --out FILE")
@@ -63,10 +62,6 @@ def _heading(name: str) -> str:
     return re.sub(r"^figure(\d+)$", r"Figure \1", name)
 
 
-def _command(words: str, results: str) -> str:
-    return f"kfacrnn {words}" if results == "results" else f"kfacrnn {words} --results {shlex.quote(results)}"
-
-
 def _missing(drawn: set[str], results: str) -> list[dict[str, Any]]:
     """The experiments without a figure, with what makes it."""
     folder = discovery.resource("experiments")
@@ -82,7 +77,7 @@ def _missing(drawn: set[str], results: str) -> list[dict[str, Any]]:
 
 
 def _makers(name: str, results: str) -> list[str]:
-    return [_command(f"{verb} {shlex.quote(name)}", results) for verb in ("sweep", "figure")]
+    return [discovery.command(verb, name, results=results) for verb in ("sweep", "figure")]
 
 
 def _figure(path: Path, results: str) -> dict[str, Any]:

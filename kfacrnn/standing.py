@@ -53,7 +53,7 @@ def lines(plan: Plan) -> str:
 
 def remarks(plan: Plan) -> Iterator[str]:
     """What whoever reads the results has to know of how the settings were found."""
-    for line in plan.lines:
+    for line in plan.tuning:
         edges = plan.edges(line) if plan.tuning[line] else []
         if edges:
             yield f"{line}: the winner is on an edge of what was tried: {', '.join(edges)}"

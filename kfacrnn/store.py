@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kfacrnn.discovery import place
+from kfacrnn.discovery import command, place
 from kfacrnn.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -385,7 +385,8 @@ class Store:
             return found[0]
         if found:
             raise UserError(f"{name}: {len(found)} runs in {self.root} begin so, such as {found[0].run_id}")
-        raise UserError(f"{name}: no run in {self.root} begins so; kfacrnn list runs shows what there is")
+        shown = command("list", "runs", results=self.root)
+        raise UserError(f"{name}: no run in {self.root} begins so; {shown} shows what there is")
 
     def __iter__(self) -> Iterator[RunFolder]:
         for path in sorted((self.root / "runs").glob("*/*/*/config.yaml")):

@@ -8,11 +8,11 @@ state but the store's.
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 
 from kfacrnn import discovery, experiment, standing
+from kfacrnn.discovery import command
 from kfacrnn.errors import UserError
 from kfacrnn.launchers import hydra, local
 from kfacrnn.launchers.pending import Pending
@@ -54,8 +54,9 @@ def sweep(
     stopped = hydra.run(plan, pending, hydras_own) if hydras_own else local.run(plan, pending, jobs)
     if stopped:
         flags = [*(f"--only={method}" for method in only), *([f"--jobs={jobs}"] if jobs > 1 else [])]
-        command = shlex.join(["kfacrnn", "sweep", name, *flags, f"--results={results}", *overrides])
-        print(f"stopped; every run goes on from its last checkpoint, if it has one. Continue with: {command}")
+        flags += ["--retry-failed"] if retry_failed else []
+        again = command("sweep", name, *flags, *overrides, results=results)
+        print(f"stopped; every run goes on from its last checkpoint, if it has one. Continue with: {again}")
         return 130
     print("\n".join([standing.summary(plan), *standing.remarks(plan)]))
     problems = list(standing.unfinished(plan))

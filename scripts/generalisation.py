@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from kfacrnn import experiment
 from kfacrnn.curves import conversion
+from kfacrnn.discovery import command
 from kfacrnn.drawing import write_files
 from kfacrnn.errors import UserError
 from kfacrnn.evaluate import EVALUATION, best_update, evaluate
@@ -101,7 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
             if runs
         }
         if not found:
-            raise UserError(f"{NAME} has no finished run in {options.results}; kfacrnn sweep {NAME}")
+            sweep = command("sweep", NAME, results=options.results)
+            raise UserError(f"{NAME} has no finished run in {options.results}; {sweep}")
     except UserError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2

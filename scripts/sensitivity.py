@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from kfacrnn import experiment
 from kfacrnn.curves import conversion
+from kfacrnn.discovery import command
 from kfacrnn.drawing import house_style, saved, write_files
 from kfacrnn.errors import UserError
 from kfacrnn.plan import Plan
@@ -64,9 +65,8 @@ def read(name: str, results: Path, overrides: list[str]) -> Study:
         grid, trials = described.method(line).grid, plan.tuning[line]
         missing = sum(not trial.finished for trial in trials)
         if missing:
-            raise UserError(
-                f"{name}, {line}: {missing} runs are missing; {' '.join(['kfacrnn sweep', name, *overrides])}"
-            )
+            sweep = command("sweep", name, *overrides, results=results)
+            raise UserError(f"{name}, {line}: {missing} runs are missing; {sweep}")
         if len(grid) != 2:
             raise UserError(f"{name}, {line}: must have a grid of two settings, got {', '.join(grid) or 'none'}")
         task = trials[0].folder.task()

@@ -75,7 +75,7 @@ def test_what_cannot_be_evaluated_is_said(tmp_path: Path) -> None:
     unvalidated = trained(tmp_path, "budget.eval_every=0", "budget.updates=4")
     with pytest.raises(UserError, match="no validation to be the best: --final"):
         evaluate(unvalidated.run_id, results=results)
-    with pytest.raises(UserError, match="f" * 12 + r": no run in .* kfacrnn list runs"):
+    with pytest.raises(UserError, match="f" * 12 + rf": no run in .* kfacrnn list runs --results {tmp_path} shows"):
         evaluate("f" * 12, results=results)
     running = stored(tmp_path, [1.0], "seed=5", state="interrupted")
     with pytest.raises(UserError, match=f"{running.run_id} is interrupted"):

@@ -226,9 +226,25 @@ def test_every_line_leads_back_to_its_runs_and_to_how_its_settings_were_chosen(t
     assert line["seeds"] == {"used": [1, 2], "diverged": [2], "failed": [3], "missing": []}
 
 
+def test_a_panel_without_seconds_says_why_and_names_no_command(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS)
+    store(confirmation(path, tmp_path, "SGD")[0], [2.0, 1.0], jobs=2)
+    drawn(path, tmp_path)
+    svg = (tmp_path / "figures" / "tiny.svg").read_text()
+    assert "<!-- no run had the machine to itself -->" in svg
+    assert "kfacrnn" not in svg
+
+
+def test_a_figure_that_was_never_drawn_names_the_command_that_draws_it(tmp_path: Path) -> None:
+    path, out = write_experiment(tmp_path / "tiny.yaml", METHODS), str(tmp_path / "out")
+    with pytest.raises(UserError, match=rf"kfacrnn figure {path} --out {out} --results elsewhere makes it$"):
+        figures.figure(path, results="elsewhere", source="csv", out=out)
+    assert experiment.load("2").called == "figure2"
+
+
 def test_unfinished_runs_are_left_out_and_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_experiment(tmp_path / "tiny.yaml", METHODS, common=["budget.updates=2"], seeds="[1, 2]")
-    with pytest.raises(UserError, match=r"tiny has no finished run in .*; kfacrnn sweep"):
+    with pytest.raises(UserError, match=rf"no finished run in .*; kfacrnn sweep {path} --results {tmp_path}$"):
         drawn(path, tmp_path)
     finished, stopped = confirmation(path, tmp_path, "SGD")
     store(finished, [2.0, 1.0])

@@ -151,6 +151,14 @@ def test_that_no_trial_can_be_chosen_is_said_where_only_what_borrows_its_setting
     ]
 
 
+def test_an_edge_of_what_lends_its_settings_is_said_where_only_what_borrows_them_is_asked_for(tmp_path: Path) -> None:
+    methods = f"{GRID[:-1]}, Nesterov: {{optimizer: sgd, settings: SGD, overrides: [optimizer.nesterov=true]}}}}"
+    path = write_experiment(tmp_path / "as.yaml", methods, tune="{seed: 0}")
+    plan = Plan(experiment.load(path), str(tmp_path), only=["Nesterov"])
+    finish(plan, "SGD", {0.1: 3, 1.0: 2, 10.0: 1})
+    assert list(standing.remarks(plan)) == ["SGD: the winner is on an edge of what was tried: optimizer.lr"]
+
+
 def test_unequal_numbers_of_trials_are_said_and_methods_as_shipped_do_not_count(tmp_path: Path) -> None:
     adam, shipped = "Adam: {optimizer: adam, grid: {optimizer.lr: [0.1, 0.2]}}", "AdamW: {optimizer: adamw}"
     plan = extended(tmp_path, f"{GRID[:-1]}, {adam}, {shipped}}}", extend=0)

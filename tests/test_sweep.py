@@ -334,7 +334,7 @@ def test_a_stopped_or_killed_launcher_leaves_no_process_behind_and_status_sees_t
 ) -> None:
     path = write_experiment(tmp_path / "endless.yaml", "{Adam: {optimizer: adam, overrides: [budget.updates=1000000]}}")
     (run,) = all_runs(path, tmp_path)
-    command = [sys.executable, "-m", "kfacrnn", "sweep", path, "--results", str(tmp_path)]
+    command = [sys.executable, "-m", "kfacrnn", "sweep", path, "--retry-failed", "--results", str(tmp_path)]
 
     def launch() -> subprocess.Popen[str]:
         launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -353,4 +353,4 @@ def test_a_stopped_or_killed_launcher_leaves_no_process_behind_and_status_sees_t
     assert launcher.returncode == 130
     assert run.folder.status()["state"] == "interrupted"
     assert (run.folder.path / "checkpoint.pt").exists()
-    assert f"Continue with: kfacrnn sweep {path} --results={tmp_path}" in said
+    assert f"Continue with: kfacrnn sweep {path} --retry-failed --results {tmp_path}" in said
