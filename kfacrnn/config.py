@@ -130,6 +130,23 @@ def compose(overrides: Sequence[str]) -> Run:
     return typed(_composed(overrides))
 
 
+def stored(config: dict[str, Any]) -> Run:
+    """The run of a stored config.yaml, in which settings that came later are None. Raises `UserError`."""
+    from omegaconf import OmegaConf
+
+    groups = {key: config[key] for key in MODULES if isinstance(config.get(key), dict)}
+    filled = {key: _later(MODULES[key], str(group.get("name"))) | group for key, group in groups.items()}
+    return typed(OmegaConf.create(config | filled))
+
+
+def _later(package: str, name: str) -> dict[str, None]:
+    """The settings of a module that came later than its first runs."""
+    if name not in discovery.modules(package):
+        return {}
+    fields = dataclasses.fields(discovery.load(package, name).Config)
+    return {field.name: None for field in fields if field.metadata.get("later")}
+
+
 class Composer:
     """`compose` for many runs of few choices of groups: Hydra reads the files once for each, which is most of its time.
 

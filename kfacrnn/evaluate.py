@@ -61,9 +61,7 @@ def _measured(
     folder: RunFolder, file: str, split: str, device: str | None, root: str | None
 ) -> tuple[float, float, str]:
     """Nats per unit, the task's metric, and the metric's name."""
-    from omegaconf import OmegaConf
-
-    run = config.typed(OmegaConf.create(read_config(folder)))
+    run = config.stored(read_config(folder))
     run = replace(run, device=device or run.device, data=replace(run.data, root=root or run.data.root))
     parameters = folder.load_model(file)
     from kfacrnn.session import Session

@@ -12,6 +12,7 @@ import torch
 from kfacrnn import cli, config
 from kfacrnn.errors import UserError
 from kfacrnn.evaluate import best_update, evaluate
+from kfacrnn.selection import read_config
 from kfacrnn.store import RunFolder
 from kfacrnn.train import train
 from tests.runs import stored
@@ -68,6 +69,18 @@ def test_the_command_prints_a_line_for_every_run(tmp_path: Path, capsys: pytest.
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[2].rstrip(",") for line in lines] == [folder.run_id for folder in folders]
     assert all("best parameters" in line and line.endswith("nats per sequence") for line in lines)
+
+
+def test_a_run_that_was_stored_before_a_setting_came_is_evaluated_without_it(tmp_path: Path) -> None:
+    folder = trained(tmp_path, "optimizer=kfac_option1", "optimizer.early_interval=null", "budget.updates=4")
+    path = folder.path / "config.yaml"
+    older = [line for line in path.read_text().splitlines() if not line.strip().startswith("early_interval")]
+    path.write_text("\n".join(older))
+    assert config.stored(read_config(folder)).run_id == folder.run_id
+    assert evaluate(folder.run_id, results=str(tmp_path)).startswith("repeat_copy kfac_option1")
+    path.write_text(path.read_text().replace("  refresh_every", "  refreshed_every"))
+    with pytest.raises(UserError, match="refreshed_every"):
+        evaluate(folder.run_id, results=str(tmp_path))
 
 
 def test_what_cannot_be_evaluated_is_said(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from kfacrnn import experiment
+from kfacrnn import config, experiment
 from kfacrnn.plan import Plan
+from kfacrnn.selection import read_config
+from kfacrnn.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "results.md").read_text()
@@ -104,6 +106,14 @@ def test_the_dnc_as_shipped() -> None:
         ]
         median = statistics.median(firsts)
         assert cells[2] == ("not reached" if math.isinf(median) else f"{median:.0f}"), line
+
+
+@pytest.mark.slow
+def test_every_stored_run_has_the_identity_of_its_configuration_and_the_rows_of_its_budget() -> None:
+    for folder in Store(ROOT / "results"):
+        run = config.stored(read_config(folder))
+        assert run.run_id == folder.run_id
+        assert not folder.is_cut(run.budget)
 
 
 @pytest.mark.parametrize("figure", sorted((ROOT / "results" / "figures").glob("*.json")), ids=lambda path: path.stem)
