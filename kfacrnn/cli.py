@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shlex
 import sys
@@ -52,6 +53,9 @@ conditions: any key of the configuration, run_id, state, source, commit or machi
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not every terminal has every letter
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is imported, and by processes that are started
     try:
         return _dispatch(arguments)

@@ -7,6 +7,7 @@ the system and returns it, and the system clears every page anew: a quarter to a
 from __future__ import annotations
 
 import ctypes
+import platform
 import resource
 import sys
 from collections.abc import Iterator
@@ -37,7 +38,8 @@ def peak_rss_mb() -> float:
                 return int(line.split()[1]) / 1024
     except OSError:
         pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    unit = 1024**2 if platform.system() == "Darwin" else 1024  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 @contextmanager

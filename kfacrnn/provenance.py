@@ -70,7 +70,7 @@ def hardware(device: str = "cpu") -> dict[str, Any]:
     several generations the same name; `vectors` tells them apart."""
     about = _cpuinfo()
     name = about.get("model name") or platform.processor() or platform.machine()
-    found: dict[str, Any] = {"cpu": name, "cores": len(os.sched_getaffinity(0))}
+    found: dict[str, Any] = {"cpu": name, "cores": cores()}
     widest = next((name for name in VECTORS if name in about.get("flags", "").split()), None)
     if widest:
         found["vectors"] = widest
@@ -79,6 +79,11 @@ def hardware(device: str = "cpu") -> dict[str, Any]:
 
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
+
+
+def cores() -> int:
+    """Processors that this process may use or, where the system does not say, that there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine(hardware: dict[str, Any]) -> str:

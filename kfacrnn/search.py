@@ -12,12 +12,15 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kfacrnn.errors import UserError
+
 Choice = dict[str, Any]
 Grid = Mapping[str, Sequence[Any]]
 Space = Mapping[str, Mapping[str, Sequence[Any]]]  # key → {kind: what it is drawn from}
 
 KINDS = ("log_uniform", "uniform", "choice")
 DIGITS = 3  # of drawn and added values, so that the overrides can be read
+DRAWS = 100  # for every point, before there are taken to be no more
 
 
 def points(grid: Grid) -> list[Choice]:
@@ -54,13 +57,19 @@ def problems(space: Space, trials: int | None) -> Iterator[str]:
 
 def draw(space: Space, trials: int, seed: int) -> list[Choice]:
     """`trials` different points. Every axis has a stream of its own, so that methods which share an axis are given the
-    same values of it, and only `random()` is used, which Python promises never to change."""
+    same values of it, and only `random()` is used, which Python promises never to change. Raises `UserError` where the
+    space, whose values have few digits, has not so many points, as far as draws tell."""
     streams = {key: random.Random(f"{seed} {key}") for key in space}
     drawn: list[Choice] = []
-    while len(drawn) < trials:
+    for _ in range(DRAWS * trials):
+        if len(drawn) == trials:
+            break
         choice = {key: _value(axis, streams[key].random()) for key, axis in space.items()}
         if choice not in drawn:
             drawn.append(choice)
+    if len(drawn) < trials:
+        what = f"{len(drawn)} points of {DIGITS} digits, fewer than tune.trials={trials}"
+        raise UserError(f"search: {', '.join(space)}: has {what}; widen its range")
     return drawn
 
 
@@ -106,7 +115,7 @@ def _value(axis: Mapping[str, Sequence[Any]], share: float) -> Any:
         return values[int(share * len(values))]
     low, high = values
     value = low * (high / low) ** share if kind == "log_uniform" else low + share * (high - low)
-    return _rounded(value)
+    return min(max(_rounded(value), float(low)), float(high))
 
 
 def _values(key: str, tried: Sequence[Choice]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kfacrnn import cli
+from kfacrnn import cli, listing
 
 KFACRNN = [sys.executable, "-m", "kfacrnn"]
 
@@ -117,3 +118,11 @@ def test_a_run_from_a_fresh_process_says_how_it_ended_and_where(tmp_path: Path) 
     assert (Path(folder) / "model.pt").is_file()
     assert "Traceback" not in process.stderr
     assert cli.main(["list", "runs", "--results", str(tmp_path / "größe und mehr")]) == 0
+
+
+def test_a_terminal_that_lacks_a_letter_shows_a_question_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii", write_through=True))
+    monkeypatch.setattr(listing, "show", lambda *_, **__: print("ψ̂ ½"))
+    assert cli.main(["list"]) == 0
+    assert shown.getvalue() == b"?? ?\n"

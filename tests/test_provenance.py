@@ -1,5 +1,6 @@
 """What a run records of the way in which it computes."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,15 @@ def test_a_kernel_that_was_demanded_and_cannot_be_had_is_one_line_for_the_user(u
     undecided.setenv("CC", "/bin/false")
     with pytest.raises(UserError, match="the kernel cannot be had: false failed"):
         provenance.versions()
+
+
+def test_where_a_process_cannot_ask_which_processors_it_may_use_all_of_them_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert provenance.cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert provenance.hardware()["cores"] == 7
 
 
 def test_processors_of_one_name_are_told_apart_by_their_vector_instructions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kfacrnn import search
+from kfacrnn.errors import UserError
 
 LR, MOMENTUM = "optimizer.lr", "optimizer.momentum"
 
@@ -103,6 +104,16 @@ def test_draws_depend_on_the_seed_alone_and_an_axis_is_the_same_whatever_else_is
     assert alone == again != other
     assert [choice[LR] for choice in beside] == [choice[LR] for choice in alone]
     assert search.draw({LR: lr}, 3, 0) == alone[:3]
+
+
+def test_a_value_that_rounding_would_take_out_of_its_range_stays_in_it() -> None:
+    drawn = search.draw({"x": {"uniform": [1.003, 1.017]}}, 3, seed=0)
+    assert sorted(choice["x"] for choice in drawn) == [1.003, 1.01, 1.017]
+
+
+def test_a_range_with_fewer_values_of_few_digits_than_trials_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^search: x: has 3 points of 3 digits, fewer than tune\.trials=4; widen"):
+        search.draw({"x": {"uniform": [1.003, 1.017]}}, 4, seed=0)
 
 
 def test_no_point_is_drawn_twice() -> None:

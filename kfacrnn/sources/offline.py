@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 from kfacrnn import track
 from kfacrnn.errors import UserError
+from kfacrnn.provenance import cores
 from kfacrnn.sources import Source
 from kfacrnn.sources.copies import Copy, NotOurs, cache, remove, stamp_of
 from kfacrnn.store import FINISHED, RunFolder
@@ -74,7 +74,7 @@ def read(name: str, folder: Path, *, refresh: bool = False) -> Source:
             for old in copies:
                 remove(old)
     track.client()
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         every = [file for of_run in changed.values() for file in of_run]
         sessions = dict(zip(every, pool.map(_session, every), strict=True))
     for run_id, of_run in changed.items():
