@@ -152,15 +152,8 @@ def _say_what_is_missing(ax: Any, described: Experiment, rows: Sequence[Row]) ->
     shown = {row.panel for row in rows}
     place = {"transform": ax.transAxes, **NOTE}
     if not shown & set(ON_SECONDS):
-        ax.text(
-            0.5,
-            0.5,
-            "no run had the machine to itself",
-            **place,
-            ha="center",
-            va="center",
-            bbox={"facecolor": "white", "linewidth": 0},
-        )
+        middle = {**place, "ha": "center", "va": "center", "bbox": {"facecolor": "white", "linewidth": 0}}
+        ax.text(0.5, 0.5, "no run had the machine to itself", **middle)
         ax.set_xticks([])
         return
     benched = {row.line for row in rows if row.panel == "benched"}
