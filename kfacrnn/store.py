@@ -49,7 +49,7 @@ DIGITS = 10  # of the greatest number of updates
 
 
 @contextmanager
-def explained(path: Path | str, hint: str = "") -> Iterator[None]:
+def _explained(path: Path, hint: str = "") -> Iterator[None]:
     """What the file system refuses becomes one line, which may end in a hint."""
     try:
         yield
@@ -59,14 +59,14 @@ def explained(path: Path | str, hint: str = "") -> Iterator[None]:
 
 def make_folder_of(path: Path, hint: str = "") -> None:
     """Makes the folder that a file is to be in, if there is none. Raises `UserError`."""
-    with explained(path, hint):
+    with _explained(path, hint):
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Either the old content or the new one is there, whatever happens."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with explained(path):
+    with _explained(path):
         try:
             with temporary.open("wb") as file:
                 file.write(content)
@@ -146,7 +146,7 @@ class RunFolder:
                 f"cannot write results={self.path}: {error.strerror}; choose another with results=DIR"
             ) from error
         try:
-            with explained(self.path):
+            with _explained(self.path):
                 for leftover in self.path.glob("*.tmp"):
                     leftover.unlink()
             yield
@@ -203,7 +203,7 @@ class RunFolder:
         line = io.StringIO()
         writer = csv.writer(line, lineterminator="\n")
         path = self.path / "metrics.csv"
-        with explained(path):
+        with _explained(path):
             found = _stamp(path)
             if self._rows is not None and found != self._stamp:
                 raise UserError(f"{path} was changed by somebody else; the same command continues the run")
@@ -306,11 +306,11 @@ class RunFolder:
         content = buffer.getbuffer()
         newest, older = self.path / "checkpoint.pt", self.path / "checkpoint.old.pt"
         rows = self.path / "metrics.csv"
-        with explained(rows):
+        with _explained(rows):
             if rows.exists():
                 with rows.open("rb+") as file:
                     os.fsync(file.fileno())
-        with explained(newest):
+        with _explained(newest):
             if newest.exists():
                 newest.replace(older)
         write_atomic(newest, hashlib.sha256(content).digest() + content)
@@ -321,7 +321,7 @@ class RunFolder:
         updates = [update for update, _ in self._lines()]
         for name in ("checkpoint.pt", "checkpoint.old.pt"):
             path = self.path / name
-            with explained(path):
+            with _explained(path):
                 if path.exists():
                     state = _unpacked(path.read_bytes())
                     if state is None:
@@ -357,13 +357,13 @@ class RunFolder:
         return parameters
 
     def drop_model(self, name: str) -> None:
-        with explained(self.path / name):
+        with _explained(self.path / name):
             (self.path / name).unlink(missing_ok=True)
 
     def drop_checkpoints(self) -> None:
         """After the end: what was only needed to continue."""
         for path in (self.path / "checkpoint.pt", self.path / "checkpoint.old.pt"):
-            with explained(path):
+            with _explained(path):
                 if path.exists():  # else a finished run in a folder that cannot be written would be an error
                     path.unlink(missing_ok=True)
 
