@@ -16,9 +16,9 @@ from typing import Any
 from kfacrnn.curves import Curve, columns_for, conversion, nats_of, of_run, quantile, to_nats
 from kfacrnn.discovery import unknown
 from kfacrnn.errors import UserError
+from kfacrnn.metrics import COLUMNS
 from kfacrnn.provenance import machine
 from kfacrnn.selection import EXTRA, Selection, StoredRun, named
-from kfacrnn.store import COLUMNS
 from kfacrnn.summary import Entry, Line, Run, smoothed, summarise
 from kfacrnn.summary_cells import COLUMNS as CELLS
 from kfacrnn.summary_table import record
@@ -144,7 +144,7 @@ def grouped(runs: Sequence[StoredRun], question: Question, said: list[str]) -> l
 
 def read(run: StoredRun, question: Question) -> Curve:
     """Raises `UserError` where the metric is not what the nats say."""
-    columns = run.folder.columns(columns_for(question.metric))
+    columns = run.folder.metrics.columns(columns_for(question.metric))
     unit = run.folder.task()["metric"] if question.in_nats and columns["update"] else ""
     return of_run(columns, question.metric, unit, run.state == "diverged")
 

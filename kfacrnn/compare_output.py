@@ -17,9 +17,9 @@ from kfacrnn.difference import SIDES, Difference, difference
 from kfacrnn.discovery import place
 from kfacrnn.errors import UserError
 from kfacrnn.experiment import Experiment, Method
+from kfacrnn.files import make_folder_of, write_atomic
 from kfacrnn.picture import MARKERS, STYLES, Axis, Picture
 from kfacrnn.selection import select
-from kfacrnn.store import make_folder_of, write_atomic
 
 FORMATS = ("text", "csv", "md", "tex", "json")
 PICTURES = ("png", "svg", "pdf")

@@ -132,7 +132,7 @@ def _pace(runs: Sequence[StoredRun]) -> float | None:
     """Median over the runs that had the machine to themselves of training seconds per update."""
     paces = []
     for run in (run for run in runs if run.undisturbed):
-        columns = run.folder.columns(["update", "time_train_s"])
+        columns = run.folder.metrics.columns(["update", "time_train_s"])
         if columns["update"]:
             paces.append(columns["time_train_s"][-1] / columns["update"][-1])
     return statistics.median(paces) if paces else None

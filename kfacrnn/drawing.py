@@ -16,8 +16,8 @@ from typing import Any
 
 from kfacrnn.curves import SEEDS_FOR_QUARTILES, Row
 from kfacrnn.experiment import Experiment
+from kfacrnn.files import make_folder_of, write_atomic
 from kfacrnn.picture import MARKERS, Axis
-from kfacrnn.store import make_folder_of, write_atomic
 
 COLOURS = {
     "sgd": "#000000",

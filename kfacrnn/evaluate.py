@@ -11,8 +11,9 @@ from dataclasses import replace
 
 from kfacrnn import config
 from kfacrnn.errors import UserError, first_line
+from kfacrnn.files import write_json
 from kfacrnn.selection import read_config
-from kfacrnn.store import BEST, FINAL, FINISHED, RunFolder, Store, write_json
+from kfacrnn.store import BEST, FINAL, FINISHED, RunFolder, Store
 
 EVALUATION = "evaluation.json"
 
@@ -42,7 +43,7 @@ def evaluate(
 
 def best_update(folder: RunFolder) -> int:
     """Of the least validation loss, the first if several are equal. Raises `UserError` where there is none."""
-    columns = folder.columns(["valid/nats", "update"])
+    columns = folder.metrics.columns(["valid/nats", "update"])
     finite = [(nats, int(update)) for nats, update in zip(*columns.values(), strict=True) if math.isfinite(nats)]
     if not finite:
         raise UserError(f"run {folder.run_id} has no validation to be the best: --final takes its last parameters")

@@ -32,10 +32,10 @@ from kfacrnn.curves import (
 from kfacrnn.discovery import command, place, unknown
 from kfacrnn.errors import UserError
 from kfacrnn.experiment import Experiment
+from kfacrnn.files import make_folder_of, write_atomic, write_json
 from kfacrnn.plan import Plan, PlannedRun
 from kfacrnn.provenance import machine, undisturbed
 from kfacrnn.sources import open_source
-from kfacrnn.store import make_folder_of, write_atomic, write_json
 from kfacrnn.summary_table import Table
 
 COLUMNS = [field.name for field in dataclasses.fields(Row)]

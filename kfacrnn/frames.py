@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from kfacrnn.discovery import unknown
 from kfacrnn.errors import UserError
+from kfacrnn.metrics import COLUMNS
 from kfacrnn.selection import select
-from kfacrnn.store import COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +51,7 @@ def load(
         print(line, file=sys.stderr)
     frames = []
     for run in sorted(selection.runs, key=lambda run: (*run.folder.path.parts[-3:], run.source)):
-        frame = pd.DataFrame(run.folder.columns(columns), columns=list(columns), dtype=float)
+        frame = pd.DataFrame(run.folder.metrics.columns(columns), columns=list(columns), dtype=float)
         for place, key in enumerate(keys):
             frame.insert(place, key, [run.values.get(key)] * len(frame))
         frames.append(frame)

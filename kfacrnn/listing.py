@@ -49,7 +49,7 @@ def _runs(store: Store) -> str:
 
 
 def _run(folder: RunFolder) -> tuple[str | None, ...]:
-    status, last = folder.status(), folder.last_row()
+    status, last = folder.status(), folder.metrics.last_row()
     heartbeat = status.get("heartbeat")
     return (
         folder.path.parts[-3],

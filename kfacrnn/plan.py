@@ -44,7 +44,7 @@ class PlannedRun:
         a curve would be wrong without a word."""
         if self.folder.is_cut(self.run.budget):
             raise UserError(f"run {self.run.run_id}: {CUT}; delete {self.folder.path} to have it made again")
-        return self.folder.columns(names)
+        return self.folder.metrics.columns(names)
 
     def score(self, select: Select) -> float:
         """What selection compares (nats): lower is better, infinite for a diverged run or one without the metric."""
@@ -215,7 +215,7 @@ class Plan:
         left: list[tuple[PlannedRun, int]] = [(stand_in, stand_in.run.budget.updates) for stand_in in self.unknown()]
         for planned in self.known():
             left.append((planned, planned.run.budget.updates - planned.update))
-            last = planned.folder.last_row()
+            last = planned.folder.metrics.last_row()
             if last:
                 measured[planned.point.line].append(last["time_wall_s"] / last["update"])
         rates = {line: statistics.fmean(own) for line, own in measured.items() if own}

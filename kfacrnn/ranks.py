@@ -18,6 +18,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +27,7 @@ from torch import distributed as dist
 
 from kfacrnn.errors import UserError
 from kfacrnn.kfac.precision import has_half_precision_kernels
+from kfacrnn.metrics import Metrics
 from kfacrnn.store import RunFolder
 
 Anything = TypeVar("Anything")
@@ -179,18 +181,28 @@ def of_first(item: Anything) -> Anything:
 # -------------------------------------------------------------------------------------------------------------- writing
 
 
+def _nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+class OthersMetrics(Metrics):
+    """The metrics.csv that another process writes."""
+
+    append = truncate = _nothing
+
+
 class Onlooker(RunFolder):
     """The folder of a run that another process writes."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.metrics = OthersMetrics(path)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         yield
 
-    def _nothing(self, *_: Any, **__: Any) -> None:
-        pass
-
-    describe = truncate = append = set_status = _nothing
-    save_checkpoint = load_checkpoint = drop_checkpoints = save_model = drop_model = _nothing
+    describe = set_status = save_checkpoint = load_checkpoint = drop_checkpoints = save_model = drop_model = _nothing
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from xml.etree import ElementTree
 from kfacrnn import __version__, discovery
 from kfacrnn.drawing import colour
 from kfacrnn.errors import UserError
+from kfacrnn.files import make_folder_of, write_atomic
 from kfacrnn.inline_svg import inline_svg
-from kfacrnn.store import make_folder_of, write_atomic
 
 ROW_OF_A_RUN = ("seed", "run_id", "updates", "state", "commits", "hardware", "jobs")
 

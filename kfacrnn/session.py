@@ -76,7 +76,7 @@ class Session:
                 self._untried = folder.path / "checkpoint.pt"
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise UserError(f"{folder.path / 'checkpoint.pt'}: not of this run ({first_line(error)})") from error
-        folder.truncate(self.update)
+        folder.metrics.truncate(self.update)
         session = {
             "start": provenance.now(),
             "from_update": self.update,

@@ -82,7 +82,7 @@ def _line(plan: Plan, line: str) -> tuple[Any, ...]:
     tuning = f"{sum(trial.finished for trial in trials)}/{plan.trial_count(line)}" if trials else None
     if plan.tuning[described.tuned_as] and described.tuned_as != line:
         tuning = f"as {described.tuned_as}"
-    rows = [run.folder.last_row() for run in confirmation]
+    rows = [run.folder.metrics.last_row() for run in confirmation]
     last = [row["train/metric"] for row in rows if row]
     return (
         line,

@@ -46,7 +46,7 @@ def sync(
     for run, config in runs:
         tracker = config["tracker"]
         target = f"{tracker['entity'] or 'your entity'}/{tracker['project']}"
-        here = _progress(run.state, run.folder.columns(["update"])["update"])
+        here = _progress(run.state, run.folder.metrics.columns(["update"])["update"])
         if there.get((tracker["entity"], tracker["project"], run.run_id)) == here:
             print(f"{run.run_id}: is in {target} already")
             continue
@@ -102,6 +102,6 @@ def _progress(state: str, updates: Sequence[float]) -> tuple[str, int]:
 def _upload(run: StoredRun, config: dict[str, Any], target: str) -> None:
     with online.explained(f"sync of {run.run_id} to {target}"), tempfile.TemporaryDirectory() as place:
         session = track.Session(config, run.folder, mode="online", place=Path(place))
-        for row in run.folder.numbers():
+        for row in run.folder.metrics.numbers():
             session.log(row)
         session.finish(run.state)

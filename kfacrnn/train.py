@@ -54,7 +54,7 @@ def _session(session: Session, folder: RunFolder, command: str) -> None:
     try:
         with ranks.in_step(), shortage_explained(run.task.name):
             session.begin(folder, command)
-            for row in folder.numbers():  # a killed process takes with it what W&B has not yet written
+            for row in folder.metrics.numbers():  # a killed process takes with it what W&B has not yet written
                 mirror.log(row)
             _loop(session, folder, mirror)
     except Exception as error:
@@ -89,7 +89,7 @@ def _loop(session: Session, folder: RunFolder, mirror: Mirror) -> None:
                 break
             with ledger("log"):
                 if row is not None:
-                    folder.append(row)
+                    folder.metrics.append(row)
                     mirror.log(row)
                     note = f"{row['train/metric']:.4g} {session.task.metric}"
                 progress.show(session.update, note)

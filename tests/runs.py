@@ -27,7 +27,7 @@ def stored(results: Path, nats: Sequence[float], *overrides: str, **more: Any) -
 
 def curve(folder: RunFolder) -> list[dict[str, str]]:
     """A run's rows without what a clock or a meter says."""
-    return [{key: value for key, value in row.items() if key not in CLOCKS} for row in folder.rows()]
+    return [{key: value for key, value in row.items() if key not in CLOCKS} for row in folder.metrics.rows()]
 
 
 def numbers(results: Path) -> dict[str, list[dict[str, str]]]:

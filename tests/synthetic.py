@@ -9,8 +9,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from kfacrnn.files import write_json
 from kfacrnn.plan import PlannedRun
-from kfacrnn.store import write_json
 
 TINY = [
     *("task=repeat_copy", "task.hidden=4", "task.slots=2", "task.word_size=2", "task.read_heads=1", "task.bits=2"),
@@ -65,5 +65,5 @@ def store(
         second = seconds[index] if seconds else float(update)
         shown = metric[index] if metric else nats[index]
         row = {"time_train_s": second, "time_wall_s": 2 * second, "train/nats": nats[index], "train/metric": shown}
-        folder.append({"update": update, "memory_mb": 1, **row})
+        folder.metrics.append({"update": update, "memory_mb": 1, **row})
     folder.set_status(state, update=end, updates=budget.updates)

@@ -136,7 +136,7 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     path = folder.path / "metrics.csv"
     path.write_text(path.read_text() + "3,,,9.0,")
     (run,) = select(["results"], results=str(tmp_path)).runs
-    assert run.folder.columns(["update", "train/nats"]) == {"update": [1.0, 2.0], "train/nats": [2.0, 1.0]}
+    assert run.folder.metrics.columns(["update", "train/nats"]) == {"update": [1.0, 2.0], "train/nats": [2.0, 1.0]}
 
 
 def test_a_finished_run_that_has_lost_rows_is_left_out_and_said_to_be(tmp_path: Path) -> None:

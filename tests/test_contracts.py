@@ -141,7 +141,7 @@ def test_a_run_ends_with_finite_losses_and_every_parameter_trained(task: str, op
     initial = Session(run).model.state_dict()
     folder = train(run, "test")
     assert folder.state() == "done"
-    rows = folder.rows()
+    rows = folder.metrics.rows()
     assert [row["update"] for row in rows] == ["1", "2", "3", "4"]
     assert all(math.isfinite(float(row["train/nats"])) for row in rows)
     assert all(math.isfinite(float(row["valid/nats"])) for row in rows[1::2])

@@ -169,7 +169,7 @@ def finish(started: list[BaseProcess]) -> list[int | None]:
 
 def rows(folder: RunFolder) -> list[dict[str, float]]:
     names = ("update", "tokens", "train/nats", "valid/nats", "grad_norm", "step_size")
-    return [{name: float(row[name] or -1) for name in names} for row in folder.rows()]
+    return [{name: float(row[name] or -1) for name in names} for row in folder.metrics.rows()]
 
 
 def test_a_killed_process_ends_all_with_one_line_and_the_run_goes_on_with_another_number(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def weights(folder: RunFolder, name: str) -> dict[str, torch.Tensor]:
 
 def test_the_best_parameters_are_those_of_a_run_that_ends_at_the_best_validation(tmp_path: Path) -> None:
     folder = trained(tmp_path / "long")
-    losses = [(float(row["valid/nats"]), int(row["update"])) for row in folder.rows() if row["valid/nats"]]
+    losses = [(float(row["valid/nats"]), int(row["update"])) for row in folder.metrics.rows() if row["valid/nats"]]
     best = min(losses)[1]
     assert best < 40, "the last validation is the best: this test shows nothing"
     ended = trained(tmp_path / "short", f"budget.updates={best}")
@@ -50,7 +50,7 @@ def test_parameters_whose_last_validation_is_the_best_are_kept_once(tmp_path: Pa
 
 def test_evaluation_finds_the_loss_that_training_saw(tmp_path: Path) -> None:
     folder = trained(tmp_path)
-    seen = {int(row["update"]): float(row["valid/nats"]) for row in folder.rows() if row["valid/nats"]}
+    seen = {int(row["update"]): float(row["valid/nats"]) for row in folder.metrics.rows() if row["valid/nats"]}
     evaluate(folder.run_id[:6], split="valid", results=str(tmp_path))
     evaluate(folder.run_id, split="valid", final=True, results=str(tmp_path))
     evaluate(folder.run_id, results=str(tmp_path))

@@ -40,14 +40,14 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 
 
 def least(run: object) -> float:
-    return min(float(row["valid/nats"]) for row in run.folder.rows() if row["valid/nats"])  # type: ignore[attr-defined]
+    return min(float(row["valid/nats"]) for row in run.folder.metrics.rows() if row["valid/nats"])  # type: ignore[attr-defined]
 
 
 def test_a_run_is_judged_by_the_least_it_ever_had(swept: tuple[str, Path]) -> None:
     name, results = swept
     plan = Plan(experiment.load(name), str(results))
     trials = plan.tuning["Adam"]
-    rows = [float(row["valid/nats"]) for row in trials[1].folder.rows() if row["valid/nats"]]
+    rows = [float(row["valid/nats"]) for row in trials[1].folder.metrics.rows() if row["valid/nats"]]
     assert min(rows) < rows[-1], "the last validation is the best: this test shows nothing"
     assert [trial.score(plan.experiment.select) for trial in trials] == [least(trial) for trial in trials]
     assert plan.winner("Adam") == min(trials, key=least)

@@ -36,7 +36,7 @@ def writing(results: Path) -> list[int]:
 
 def rows_in(results: Path) -> int:
     """How far the runs are together."""
-    return sum(len(folder.rows()) for folder in Store(results))
+    return sum(len(folder.metrics.rows()) for folder in Store(results))
 
 
 def kill_all(launcher: subprocess.Popen[bytes], results: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_point_that_fails_gives_the_exit_code(tmp_path: Path) -> None:
 def test_a_signal_stops_a_multirun_and_not_just_its_present_point(number: signal.Signals, tmp_path: Path) -> None:
     grid = [*TINY, "budget.updates=100000", "budget.log_every=1", "seed=0,1", f"results={tmp_path}"]
     process = processes.start(["train", "-m", *grid], tmp_path / "output.txt")
-    processes.wait_for(lambda: any(folder.rows() for folder in Store(tmp_path)))
+    processes.wait_for(lambda: any(folder.metrics.rows() for folder in Store(tmp_path)))
     assert process.pid is not None
     os.kill(process.pid, number)
     process.join(60)

@@ -39,6 +39,6 @@ def test_the_same_run_again_is_the_same_bit_for_bit_with_several_threads(results
 def test_runs_of_one_thread_and_of_two_are_two_runs_and_begin_alike(results: Path) -> None:
     one, two = (trained(results, threads) for threads in (1, 2))
     assert one.run_id != two.run_id
-    losses = [[float(row["train/nats"]) for row in folder.rows()] for folder in (one, two)]
+    losses = [[float(row["train/nats"]) for row in folder.metrics.rows()] for folder in (one, two)]
     assert len(losses[0]) == 3
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)

@@ -16,11 +16,12 @@ import pytest
 
 from kfacrnn import cli, experiment, figures, track
 from kfacrnn.errors import UserError
+from kfacrnn.files import write_json
 from kfacrnn.frames import load
 from kfacrnn.plan import Plan
 from kfacrnn.selection import read_config, select
 from kfacrnn.sources import offline, online, open_source
-from kfacrnn.store import RunFolder, Store, write_json
+from kfacrnn.store import RunFolder, Store
 from tests import synthetic
 from tests.runs import stored
 
@@ -60,7 +61,7 @@ def mirror(folder: RunFolder, place: Path, rows: int | None = None, *, ended: bo
     """Writes a stored run to an offline file with the real client, or only its first rows, as of a killed writer."""
     place.mkdir(parents=True, exist_ok=True)
     session = track.Session(read_config(folder), folder, mode="offline", place=place)
-    for row in folder.rows()[:rows]:
+    for row in folder.metrics.rows()[:rows]:
         session.log({name: float(value) for name, value in row.items() if value})
     session.finish(folder.status()["state"])
     wandb.teardown()  # the client's service may still be writing
@@ -137,7 +138,7 @@ def test_a_killed_writer_leaves_a_run_that_is_read_as_far_as_it_goes(tmp_path: P
     (said,) = notes(source)
     assert said == f"{folder.run_id}: the file has no end: its writer was killed, or still writes ({file})"
     (run,) = select([source], ["state=interrupted"]).runs
-    updates = run.folder.columns(["update"])["update"]
+    updates = run.folder.metrics.columns(["update"])["update"]
     assert 80 < len(updates) <= 90
     assert updates == [float(number) for number in range(1, len(updates) + 1)]
 
@@ -151,7 +152,7 @@ def test_a_damaged_block_is_reported_and_the_rest_is_read(tmp_path: Path) -> Non
     source = f"offline:{tmp_path}"
     assert any("corrupt" in note and str(file) in note for note in notes(source))
     (run,) = select([source], ["state=*"]).runs
-    assert 10 < len(run.folder.columns(["update"])["update"]) < 90
+    assert 10 < len(run.folder.metrics.columns(["update"])["update"]) < 90
 
 
 def test_a_resumed_run_is_one_run_without_the_rows_that_were_made_again(tmp_path: Path) -> None:
@@ -163,7 +164,10 @@ def test_a_resumed_run_is_one_run_without_the_rows_that_were_made_again(tmp_path
     resumed(folder, from_update=2)
     mirror(folder, tmp_path / "two")
     (run,) = select([f"offline:{tmp_path}"], ["state=*"]).runs
-    assert run.folder.columns(["update", "train/nats"]) == {"update": [1, 2, 3, 4], "train/nats": [9.0, 8.0, 7.5, 7.0]}
+    assert run.folder.metrics.columns(["update", "train/nats"]) == {
+        "update": [1, 2, 3, 4],
+        "train/nats": [9.0, 8.0, 7.5, 7.0],
+    }
 
 
 def test_of_two_files_of_the_same_run_the_one_that_got_further_counts_and_the_other_is_named(tmp_path: Path) -> None:
@@ -174,7 +178,7 @@ def test_of_two_files_of_the_same_run_the_one_that_got_further_counts_and_the_ot
         f"{folder.run_id}: skipped {part}: {whole} has the same run, as far or further"
     ]
     (run,) = select([f"offline:{tmp_path}"]).runs
-    assert run.folder.columns(["update"])["update"] == [1, 2, 3]
+    assert run.folder.metrics.columns(["update"])["update"] == [1, 2, 3]
 
 
 def test_files_that_have_not_changed_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +230,7 @@ def test_a_finished_run_is_asked_for_once_and_one_that_goes_on_again(tmp_path: P
     bucket.history.append(bucket.history[-1] | {"_step": 3, "update": 3})
     bucket.summary |= {"_step": 3, "update": 3}
     (run,) = select([PROJECT], ["state=running"]).runs
-    assert run.folder.columns(["update"])["update"] == [1, 2, 3]
+    assert run.folder.metrics.columns(["update"])["update"] == [1, 2, 3]
     assert run.run_id == folder.run_id
     server.asked.clear()
     assert len(select([PROJECT], ["state=*"], offline=True).runs) == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,8 @@ import torch
 from kfacrnn.config import Budget
 from kfacrnn.drawing import write_files
 from kfacrnn.errors import UserError
-from kfacrnn.store import COLUMNS, RunFolder, Store, write_atomic
+from kfacrnn.files import write_atomic
+from kfacrnn.store import RunFolder, Store
 from tests import processes
 
 
@@ -89,100 +89,15 @@ def test_an_unreadable_status_reads_as_none_at_all(folder: RunFolder, content: b
     assert folder.state() is None
 
 
-# ---- metrics.csv -------------------------------------------------------------------------------------------------
-
-
-def test_rows_read_back_exactly(folder: RunFolder) -> None:
-    value = 0.1 + 0.2
-    folder.append(row(1, **{"train/nats": value, "valid/nats": float("nan")}))
-    (read,) = folder.rows()
-    assert tuple(read) == COLUMNS
-    assert float(read["train/nats"]) == value
-    assert read["valid/nats"] == "nan"
-    assert read["lr"] == ""  # not known is not zero
-
-
-@pytest.mark.parametrize("cut", [1, 2, 4, 10, 10_000])
-def test_a_torn_last_line_is_dropped_wherever_it_is_torn(folder: RunFolder, cut: int) -> None:
-    for update in (1, 2, 3):
-        folder.append(row(update))
-    path = folder.path / "metrics.csv"
-    lines = path.read_text().splitlines(keepends=True)
-    torn = lines[-1][: -min(cut, len(lines[-1]) - 1)]  # cut=1: all commas are there, `12.5` is, the line end is not
-    path.write_text("".join(lines[:-1]) + torn)
-    assert [read["update"] for read in folder.rows()] == ["1", "2"]
-    folder.truncate(99)
-    folder.append(row(3))
-    assert [read["update"] for read in folder.rows()] == ["1", "2", "3"]
-
-
-def test_a_line_that_lacks_columns_is_no_row(folder: RunFolder) -> None:
-    folder.append(row(1))
-    with (folder.path / "metrics.csv").open("a") as file:
-        file.write("2,,5\n")
-    assert [read["update"] for read in folder.rows()] == ["1"]
-
-
-@pytest.mark.parametrize("garbage", [b"", b"\xff\x00,", b"x" * 9000, b"x" + b"," * (len(COLUMNS) - 1) + b"\n"])
-def test_the_last_row_is_the_last_of_the_rows_whatever_stands_behind_it(folder: RunFolder, garbage: bytes) -> None:
-    assert folder.last_row() is None
-    for update in range(1, 200):
-        folder.append(row(update))
-    with (folder.path / "metrics.csv").open("ab") as file:
-        file.write(garbage)
-    assert folder.rows()[-1]["update"] == "199"
-    assert folder.last_row() == [*folder.numbers()][-1]
-
-
-@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])])
-def test_a_file_that_somebody_else_has_changed_is_not_written_on(
-    folder: RunFolder, change: Callable[[Path], None]
-) -> None:
-    folder.truncate(0)
-    folder.append(row(1))
-    folder.append(row(2))
-    change(folder.path / "metrics.csv")
-    with pytest.raises(UserError, match=r"metrics\.csv was changed by somebody else"):
-        folder.append(row(3))
-
-
 @pytest.mark.parametrize("rows", [[3, 5, 6, 7], [3, 5, 6], [3, 6, 7], [5, 6, 7], [3, 5, 5, 6, 7], [3, 6, 5, 7], []])
 def test_a_run_that_is_done_and_has_other_rows_than_its_budget_makes_is_cut(folder: RunFolder, rows: list[int]) -> None:
     budget = Budget(name="", updates=7, log_every=3, eval_every=5, checkpoint_every=1)
     for update in rows:
-        folder.append(row(update))
+        folder.metrics.append(row(update))
     folder.set_status("running", update=7, updates=7)
     assert not folder.is_cut(budget)
     folder.set_status("done", update=7, updates=7)
     assert folder.is_cut(budget) is (rows != [3, 5, 6, 7])
-
-
-def test_columns_are_numbers_and_what_is_none_is_named(folder: RunFolder) -> None:
-    folder.append(row(1, lr=0.5))
-    folder.append(row(2))
-    columns = folder.columns(["memory_mb", "lr", "update"])
-    assert [*columns] == ["memory_mb", "lr", "update"]
-    assert (columns["memory_mb"], columns["update"], columns["lr"][0]) == ([12.5, 12.5], [1.0, 2.0], 0.5)
-    assert math.isnan(columns["lr"][1])
-    path = folder.path / "metrics.csv"
-    path.write_bytes(path.read_bytes().replace(b"0.2", b"0.\xff") + b"3,torn")
-    message = rf"^{path}, update 2: train/nats is no number: '0\.�'; delete {folder.path} to have it made again$"
-    for read in (lambda: folder.columns(["lr", "train/nats"]), folder.last_row, lambda: list(folder.numbers())):
-        with pytest.raises(UserError, match=message):
-            read()
-    assert folder.columns(["update"]) == {"update": [1.0, 2.0]}
-
-
-def test_truncating_drops_what_comes_after_the_update_and_keeps_the_rest_to_the_byte(folder: RunFolder) -> None:
-    folder.append(row(1))
-    folder.append(row(2))
-    before = (folder.path / "metrics.csv").read_bytes()
-    folder.append(row(3))
-    folder.truncate(2)
-    assert (folder.path / "metrics.csv").read_bytes() == before
-    folder.truncate(0)
-    assert folder.rows() == []
-    assert (folder.path / "metrics.csv").read_text() == ",".join(COLUMNS) + "\n"
 
 
 # ---- checkpoints -------------------------------------------------------------------------------------------------
@@ -238,9 +153,9 @@ def test_a_damaged_checkpoint_never_replaces_a_whole_one(folder: RunFolder, full
 
 
 def test_a_checkpoint_whose_rows_are_lost_is_not_used(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    folder.truncate(0)
+    folder.metrics.truncate(0)
     for update in (10, 20):
-        folder.append(row(update))
+        folder.metrics.append(row(update))
         folder.save_checkpoint(checkpoint(update))
     path = folder.path / "metrics.csv"
     path.write_bytes(path.read_bytes()[:-1])
@@ -257,7 +172,7 @@ def test_the_rows_are_on_the_disk_before_the_checkpoint_that_counts_them(
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda number: synced.append(Path(f"/proc/self/fd/{number}").resolve().name))
     folder.save_checkpoint(checkpoint(0))  # before there are any
-    folder.append(row(1))
+    folder.metrics.append(row(1))
     folder.save_checkpoint(checkpoint(1))
     temporary = f"checkpoint.pt.{os.getpid()}.tmp"
     assert synced == [temporary, "metrics.csv", temporary]

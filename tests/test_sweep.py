@@ -67,7 +67,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, str]:
 def test_a_grid_is_tuned_and_only_its_winner_confirmed(tuned: tuple[str, Path, str]) -> None:
     path, results, _ = tuned
     slow, fast = plan(path, results).tuning["SGD"]
-    losses = [float(run.folder.rows()[-1]["train/nats"]) for run in (slow, fast)]
+    losses = [float(run.folder.metrics.rows()[-1]["train/nats"]) for run in (slow, fast)]
     best = (slow, fast)[losses.index(min(losses))]
     (confirmed,) = plan(path, results).confirmation("SGD")
     assert confirmed.point.choice == best.point.choice

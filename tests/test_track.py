@@ -86,7 +86,7 @@ def test_an_offline_run_holds_identity_configuration_and_every_row(tmp_path: Pat
     assert begun["project"] == "kfacrnn"
     assert begun["config"]["update"]["optimizer"]["lr"] == 0.003
     assert begun["config"]["update"]["run_id"] == folder.run_id
-    rows, logged = folder.rows(), [record["item"] for record in of_type(found, "history")]
+    rows, logged = folder.metrics.rows(), [record["item"] for record in of_type(found, "history")]
     assert [int(row["update"]) for row in rows] == [2, 4, 6]
     assert len(logged) == 3
     for row, item in zip(rows, logged, strict=True):
@@ -103,7 +103,7 @@ def test_a_resumed_run_goes_on_under_the_same_identity_and_has_every_row(tmp_pat
     command = ["train", *MIRRORED, "budget.updates=300", "budget.checkpoint_every=20", f"results={tmp_path}"]
     folder = Store(tmp_path).folder(config.compose(command[1:]))
     process = processes.start(command, None, environ, settings())
-    processes.wait_for(lambda: len(folder.rows()) > 15)
+    processes.wait_for(lambda: len(folder.metrics.rows()) > 15)
     process.kill()
     process.join()
     assert processes.run(command, tmp_path / "output.txt", environ, settings())[0] == 0
@@ -112,7 +112,7 @@ def test_a_resumed_run_goes_on_under_the_same_identity_and_has_every_row(tmp_pat
     resumed_from = folder.meta()["sessions"][-1]["from_update"]
     assert resumed_from >= 20
     updates = [record["item"]["update"] for record in of_type(found, "history")]
-    everything = [int(row["update"]) for row in folder.rows()]
+    everything = [int(row["update"]) for row in folder.metrics.rows()]
     assert updates[-len(everything) :] == everything  # also what the killed process had not yet written
 
 

@@ -20,6 +20,7 @@ from kfacrnn import KFAC, config, provenance, ranks, store, track
 from kfacrnn import train as training
 from kfacrnn.data import ptb
 from kfacrnn.errors import UserError
+from kfacrnn.metrics import Metrics
 from kfacrnn.session import Session
 from kfacrnn.store import RunFolder, Store
 from kfacrnn.train import train
@@ -72,7 +73,7 @@ def kill_until_done(
 
 
 def last_update(folder: RunFolder) -> int:
-    rows = folder.rows()
+    rows = folder.metrics.rows()
     return int(rows[-1]["update"]) if rows else 0
 
 
@@ -92,7 +93,7 @@ def test_a_signal_makes_a_checkpoint_and_the_same_command_continues(number: sign
     folder = Store(run.results).folder(run)
     command, output = ["train", *overrides, f"results={tmp_path / 'stopped'}"], tmp_path / "output.txt"
     process = processes.start(command, output)
-    processes.wait_for(folder.rows)
+    processes.wait_for(folder.metrics.rows)
     assert process.pid is not None
     os.kill(process.pid, number)
     process.join(60)
@@ -203,7 +204,7 @@ def test_divergence_is_a_result_with_its_update(log_every: int, tmp_path: Path) 
     assert status["reason"] == "loss not finite at update 2"
     assert status["update"] == max(2, log_every)
     assert said[-1].startswith(f"diverged (loss not finite at update 2) at update {status['update']}")
-    assert all(row["train/nats"] not in ("nan", "inf") for row in folder.rows())
+    assert all(row["train/nats"] not in ("nan", "inf") for row in folder.metrics.rows())
     assert processes.run(["train", *overrides], tmp_path / "output.txt")[0] == 0
     assert len(folder.meta()["sessions"]) == 1  # not tried again
 
@@ -233,7 +234,7 @@ def test_a_validation_that_is_not_finite_at_the_end_is_a_divergence(
     monkeypatch.setattr(task, "evaluate", lambda *_: float("nan"))
     folder = train(tiny(tmp_path, "budget.eval_every=2"), "test")
     assert (folder.state(), folder.status()["reason"]) == ("diverged", "validation loss not finite after update 4")
-    assert [row["update"] for row in folder.rows()] == ["1", "2", "3"]
+    assert [row["update"] for row in folder.metrics.rows()] == ["1", "2", "3"]
 
 
 def test_a_decomposition_that_cannot_be_saved_is_a_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,14 +355,14 @@ def test_sizes_for_which_there_is_no_memory_are_one_line(tmp_path: Path) -> None
 
 def test_rows_come_at_log_points_evaluations_and_the_last_update(tmp_path: Path) -> None:
     budget = ["budget.updates=11", "budget.log_every=4", "budget.eval_every=5"]
-    rows = train(tiny(tmp_path, *budget), "test").rows()
+    rows = train(tiny(tmp_path, *budget), "test").metrics.rows()
     assert [row["update"] for row in rows] == ["4", "5", "8", "10", "11"]
     assert [bool(row["valid/nats"]) for row in rows] == [False, True, False, True, True]
     assert [row["tokens"] for row in rows] == [str(int(row["update"]) * int(rows[0]["tokens"]) // 4) for row in rows]
 
 
 def test_eval_every_zero_never_evaluates(tmp_path: Path) -> None:
-    assert not [row for row in train(tiny(tmp_path, "budget.eval_every=0"), "test").rows() if row["valid/nats"]]
+    assert not [row for row in train(tiny(tmp_path, "budget.eval_every=0"), "test").metrics.rows() if row["valid/nats"]]
 
 
 def test_a_training_value_is_the_mean_over_units_since_the_last_row(tmp_path: Path) -> None:
@@ -375,8 +376,8 @@ def test_a_training_value_is_the_mean_over_units_since_the_last_row(tmp_path: Pa
 
 
 def test_a_row_averages_the_losses_that_single_rows_show(tmp_path: Path) -> None:
-    single = train(tiny(tmp_path / "single", "budget.log_every=1"), "test").rows()
-    double = train(tiny(tmp_path / "double", "budget.log_every=2"), "test").rows()
+    single = train(tiny(tmp_path / "single", "budget.log_every=1"), "test").metrics.rows()
+    double = train(tiny(tmp_path / "double", "budget.log_every=2"), "test").metrics.rows()
     losses = [float(row["train/nats"]) for row in single]
     assert [float(row["train/nats"]) for row in double] == pytest.approx(
         [(losses[0] + losses[1]) / 2, (losses[2] + losses[3]) / 2], rel=1e-12
@@ -388,13 +389,13 @@ def test_the_logged_gradient_norm_is_that_before_clipping(tmp_path: Path) -> Non
     batch = session.task.next_batch()
     session.task.loss(session.model, batch).backward()
     squares = sum(p.grad.double().square().sum() for p in session.model.parameters() if p.grad is not None)
-    clipped = train(tiny(tmp_path, "optimizer.clip=1e-6", "budget.log_every=1"), "test").rows()
+    clipped = train(tiny(tmp_path, "optimizer.clip=1e-6", "budget.log_every=1"), "test").metrics.rows()
     assert float(clipped[0]["grad_norm"]) == pytest.approx(float(squares) ** 0.5, rel=1e-5)
 
 
 def test_the_logged_learning_rate_is_that_of_the_update(tmp_path: Path) -> None:
     schedule = ["optimizer/schedule=exponential", "optimizer.schedule.rate=0.5", "optimizer.lr=0.8"]
-    rows = train(tiny(tmp_path, "budget.log_every=1", *schedule), "test").rows()
+    rows = train(tiny(tmp_path, "budget.log_every=1", *schedule), "test").metrics.rows()
     assert [float(row["lr"]) for row in rows] == pytest.approx([0.8, 0.4, 0.2, 0.1])
 
 
@@ -412,7 +413,7 @@ def test_bf16_trains_close_to_fp32_but_not_the_same(tiny_ptb: Path) -> None:
     small = ["task.hidden=8", "task.batch_size=4", "task.bptt=5", "budget.updates=4", "threads=1"]
     where = ["task=ptb_char", f"data.root={tiny_ptb}", f"results={tiny_ptb}"]
     runs = {p: config.compose([*small, *where, f"precision={p}"]) for p in ("fp32", "bf16")}
-    rows = {p: train(run, "test").rows() for p, run in runs.items()}
+    rows = {p: train(run, "test").metrics.rows() for p, run in runs.items()}
     full, half = (float(rows[p][-1]["train/nats"]) for p in ("fp32", "bf16"))
     assert half != full
     assert half == pytest.approx(full, rel=0.02)  # bf16 keeps 8 bits
@@ -435,17 +436,17 @@ def test_accounts_sum_to_the_wall_clock_and_only_training_is_training(
 
         return slow
 
-    def append(folder: RunFolder, row: dict[str, Any]) -> None:
+    def append(metrics: Metrics, row: dict[str, Any]) -> None:
         moments.append(time.monotonic())
-        original(folder, row)
+        original(metrics, row)
 
-    original, task = RunFolder.append, type(Session(tiny(tmp_path)).task)
-    monkeypatch.setattr(RunFolder, "append", append)
+    original, task = Metrics.append, type(Session(tiny(tmp_path)).task)
+    monkeypatch.setattr(Metrics, "append", append)
     monkeypatch.setattr(track.Nobody, "log", slowed(track.Nobody.log, "log"))
     monkeypatch.setattr(RunFolder, "save_checkpoint", slowed(RunFolder.save_checkpoint, "checkpoint"))
     monkeypatch.setattr(task, "evaluate", slowed(task.evaluate, "eval"))
     folder = train(tiny(tmp_path, "budget.log_every=1", "budget.eval_every=1"), "test")
-    rows, wall = folder.rows(), folder.meta()["ledger"]["wall"]
+    rows, wall = folder.metrics.rows(), folder.meta()["ledger"]["wall"]
     booked = float(rows[-1]["time_wall_s"]) - float(rows[0]["time_wall_s"])
     assert booked == pytest.approx(moments[-1] - moments[0], rel=0.02)
     assert wall["eval"] == pytest.approx(4 * seconds["eval"], rel=0.3)
@@ -472,7 +473,7 @@ def test_background_work_of_an_optimizer_stands_still_outside_training(
     noted(KFAC, "resume")
     noted(KFAC, "step")
     noted(KFAC, "pause")
-    noted(RunFolder, "append")
+    noted(Metrics, "append")
     background = ["optimizer.refresh_every=2", "optimizer.refresh_delay=1"]
     train(tiny(tmp_path, "optimizer=kfac_option1", *background, "budget.log_every=1"), "test")
     assert events == ["resume", "step", "pause", "append"] * 4

@@ -9,8 +9,8 @@ from typing import Any
 
 from kfacrnn import provenance
 from kfacrnn.bench.request import Request
+from kfacrnn.files import write_json
 from kfacrnn.neighbours import Machine
-from kfacrnn.store import write_json
 from kfacrnn.tables import plain
 
 SCHEMA_VERSION = 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from kfacrnn import config, discovery
 from kfacrnn.config import Run
 from kfacrnn.errors import UserError
-from kfacrnn.store import make_folder_of
+from kfacrnn.files import make_folder_of
 
 BASELINE = "sgd"
 ENDLESS = ("budget.updates=1000000000", "budget.log_every=1000000000", "budget.eval_every=0")

@@ -49,7 +49,7 @@ def title(planned: PlannedRun) -> str:
 
 def ending(planned: PlannedRun) -> str:
     """One line on a run that was started, from what it left in the store."""
-    status, last = planned.folder.status(), planned.folder.last_row()
+    status, last = planned.folder.status(), planned.folder.metrics.last_row()
     value = f", train/metric {last['train/metric']:.4g}" if last else ""
     reason = f" ({status['reason']})" if status.get("reason") else ""
     state = planned.folder.state() or "not started"

@@ -6,8 +6,6 @@ store does not have is left out, as the store itself leaves it out.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
@@ -17,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kfacrnn.store import COLUMNS, STATES, RunFolder, Store, write_atomic, write_json
+from kfacrnn.files import write_atomic, write_json
+from kfacrnn.store import STATES, RunFolder, Store
 
 STAMP = "copied.json"
 COUNTS = ("update", "tokens")
@@ -88,19 +87,13 @@ class Copy:
             "reason": str(self.summary.get("reason") or ""),
         }
         write_atomic(folder.path / "config.yaml", OmegaConf.to_yaml(self.config).encode())
-        write_atomic(folder.path / "metrics.csv", self._metrics().encode())
+        folder.metrics.replace(
+            {name: _cell(name, value) for name, value in row.items()} for _, row in sorted(self.rows.items())
+        )
         write_json(folder.path / "meta.json", self.meta)
         write_json(folder.path / "status.json", status)
         write_json(folder.path / STAMP, stamp)
         return folder
-
-    def _metrics(self) -> str:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for _, row in sorted(self.rows.items()):
-            writer.writerow([_cell(name, row.get(name)) for name in COLUMNS])
-        return text.getvalue()
 
 
 def _cell(column: str, value: Any) -> Any:

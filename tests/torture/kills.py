@@ -161,7 +161,7 @@ def of_uploads(place: Path, rng: random.Random, times: int) -> Tally:
     path = write_experiment(place / "small.yaml", METHODS, tune="{seed: 0}", common=["budget.updates=20"])
     results = place / "mirrored"
     undisturbed(["sweep", path, "--results", str(results)], texts)
-    rows = {folder.run_id: [int(row["update"]) for row in folder.rows()] for folder in Store(results)}
+    rows = {folder.run_id: [int(row["update"]) for row in folder.metrics.rows()] for folder in Store(results)}
     command, seconds = ["sync", str(results), "--entity", "me"], 0.0
     for number in itertools.count():
         if tally.tried >= times:

@@ -13,7 +13,7 @@ from kfacrnn import config
 from kfacrnn.experiment import load
 from kfacrnn.plan import Plan
 from kfacrnn.session import Session
-from kfacrnn.store import COLUMNS, Store
+from kfacrnn.store import Store
 from tests import processes, synthetic
 from tests.synthetic import TINY, write_experiment
 from tests.torture.runs import fingerprint, folder_of, say
@@ -91,8 +91,10 @@ def of_many_rows(place: Path, rng: random.Random, times: int) -> Tally:
     session.begin(folder, "torture")
     session.step()
     row = session.row()
-    line = ",".join("" if row.get(name) is None else str(row[name]) for name in COLUMNS)
-    with (folder.path / "metrics.csv").open("a") as file:
+    folder.metrics.append(row)
+    head, line = folder.metrics.path.read_text().splitlines()
+    with folder.metrics.path.open("w") as file:
+        file.write(f"{head}\n")
         for start in range(1, times + 1, 10_000):
             until = min(start + 10_000, times + 1)
             file.write("".join(f"{update}{line[line.index(',') :]}\n" for update in range(start, until)))
@@ -105,12 +107,12 @@ def of_many_rows(place: Path, rng: random.Random, times: int) -> Tally:
         seconds[name] = time.process_time() - begun
 
     def truncate() -> None:
-        folder.truncate(times - 1)
-        assert sum(1 for _ in folder._lines()) == times - 1
+        folder.metrics.truncate(times - 1)
+        assert len(folder.metrics.updates()) == times - 1
 
     def append() -> None:
-        folder.append(row | {"update": times})
-        last = folder.last_row()
+        folder.metrics.append(row | {"update": times})
+        last = folder.metrics.last_row()
         assert last is not None
         assert int(last["update"]) == times
 

@@ -163,7 +163,7 @@ def _check(folder: RunFolder, updates: int, said: Said) -> str:
         model = torch.load(folder.path / "model.pt", weights_only=True)
         assert all(bool(torch.isfinite(part).all()) for part in model.values()), "done, and not finite"
         assert status["update"] == updates
-    for row in folder.rows():
+    for row in folder.metrics.rows():
         assert math.isfinite(float(row["train/nats"])), "a row that is not finite"
     return status["state"]
 
