@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kfacrnn import config, settings
-from kfacrnn.config import Run
+from kfacrnn.run import Run
 
 if TYPE_CHECKING:
     from kfacrnn.bench.cycle import Kind

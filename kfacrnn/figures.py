@@ -17,7 +17,6 @@ from typing import Any
 
 from kfacrnn import benched, experiment, summary_table
 from kfacrnn.benched import Cost
-from kfacrnn.config import NUMERICS_VERSION
 from kfacrnn.curves import (
     PANELS,
     Curve,
@@ -35,6 +34,7 @@ from kfacrnn.experiment import Experiment
 from kfacrnn.files import make_folder_of, write_atomic, write_json
 from kfacrnn.plan import Plan, PlannedRun
 from kfacrnn.provenance import machine, undisturbed
+from kfacrnn.run import NUMERICS_VERSION
 from kfacrnn.sources import open_source
 from kfacrnn.summary_table import Table
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 from kfacrnn import config, discovery
 from kfacrnn.errors import UserError, first_line
 from kfacrnn.overrides import split_hydra
+from kfacrnn.run import Run
 from kfacrnn.store import Store
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _refuse(message: str) -> NoReturn:
     raise UserError(message)
 
 
-def _one(run: config.Run, command: str) -> int:
+def _one(run: Run, command: str) -> int:
     from kfacrnn import ranks
     from kfacrnn.train import train
 

@@ -17,6 +17,7 @@ from kfacrnn import benched, config, discovery, search
 from kfacrnn.errors import UserError
 from kfacrnn.experiment import Experiment, Point, Select
 from kfacrnn.overrides import refuse_own_keys
+from kfacrnn.run import Run
 from kfacrnn.search import Choice
 from kfacrnn.store import CUT, FINISHED, RunFolder, Store
 
@@ -27,7 +28,7 @@ class PlannedRun:
 
     point: Point
     overrides: tuple[str, ...]  # of the point, then those of the command line
-    run: config.Run
+    run: Run
     folder: RunFolder
 
     @property
@@ -77,7 +78,7 @@ class Plan:
         self._refuse_searched_keys(overrides)
         self.overrides = tuple(overrides)
         self._composer = config.Composer()
-        self._composed: dict[tuple[str, ...], config.Run] = {}
+        self._composed: dict[tuple[str, ...], Run] = {}
         self._scores: dict[str, float] = {}  # by run_id; reading whole curves at every turn of a sweep takes seconds
         searched = dict.fromkeys([*(experiment.lines[line].tuned_as for line in self.lines), *self.lines])
         self.tuning = {line: [self._planned(point) for point in experiment.tuning(line)] for line in searched}

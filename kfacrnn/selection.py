@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kfacrnn.config import Budget
 from kfacrnn.errors import UserError
 from kfacrnn.provenance import machine, undisturbed
+from kfacrnn.run import Budget
 from kfacrnn.sources import Source, open_source
 from kfacrnn.store import CUT, FINISHED, RunFolder
 from kfacrnn.where import Condition, text_of

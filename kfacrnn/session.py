@@ -21,10 +21,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kfacrnn import discovery, provenance, ranks
 from kfacrnn.clock import Ledger
-from kfacrnn.config import Run
 from kfacrnn.errors import UserError, first_line
 from kfacrnn.memory import keep_freed_memory, peak_rss_mb
 from kfacrnn.neighbours import Machine
+from kfacrnn.run import Run
 from kfacrnn.store import SCHEMA_VERSION, RunFolder
 
 

@@ -32,7 +32,7 @@ from kfacrnn.files import explained, write_atomic, write_json
 from kfacrnn.metrics import Metrics
 
 if TYPE_CHECKING:
-    from kfacrnn.config import Budget
+    from kfacrnn.run import Budget
 
 SCHEMA_VERSION = 1
 STATES = ("running", "done", "diverged", "failed", "interrupted")
@@ -220,7 +220,7 @@ class Store:
         self.root = place(results)
 
     def folder(self, run: Any) -> RunFolder:
-        """Where a `kfacrnn.config.Run` lives, whether or not it has been started."""
+        """Where a `kfacrnn.run.Run` lives, whether or not it has been started."""
         return RunFolder(self.root / "runs" / run.task.name / run.optimizer.name / run.run_id)
 
     def find(self, name: str) -> RunFolder:

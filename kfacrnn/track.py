@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from kfacrnn.config import Run
 from kfacrnn.errors import UserError, first_line
+from kfacrnn.run import Run
 from kfacrnn.store import RunFolder
 
 INIT_TIMEOUT = 20.0  # seconds; W&B itself would wait for 90 and then fail

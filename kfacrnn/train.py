@@ -11,11 +11,11 @@ import time
 import torch
 
 from kfacrnn import provenance, ranks, signals, track
-from kfacrnn.config import Run
 from kfacrnn.errors import first_line
 from kfacrnn.kfac.maths import DecompositionError
 from kfacrnn.memory import shortage_explained
 from kfacrnn.progress import Progress, Silence
+from kfacrnn.run import Run
 from kfacrnn.session import Diverged, Session
 from kfacrnn.store import BEST, FINISHED, RunFolder, Store
 from kfacrnn.track import Mirror, Nobody, open_mirror

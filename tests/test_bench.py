@@ -19,9 +19,9 @@ from kfacrnn.bench import dnc, memory, report, scaling
 from kfacrnn.bench.cycle import PLAIN, Kind, cost, frequencies, quantile, ratio
 from kfacrnn.bench.request import Request
 from kfacrnn.bench.subjects import PARTS, Phases, Record, Step, TrainingRun, interleave
-from kfacrnn.config import Run
 from kfacrnn.errors import UserError
 from kfacrnn.kfac.optimizer import KFAC
+from kfacrnn.run import Run
 from kfacrnn.session import Session
 from tests import synthetic
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kfacrnn import config, discovery
-from kfacrnn.config import Run
+from kfacrnn.run import Run
 from kfacrnn.session import Session
 from kfacrnn.train import train
 from tests.runs import curve

@@ -1,7 +1,7 @@
 """Are the first updates still what they were when the stored results were made?
 
 Here no number is right or wrong. If one has changed, so have training curves, and results that are stored are no longer
-those of the code: raise `NUMERICS_VERSION` in kfacrnn/config.py, or the version of the one optimiser, and mend this.
+those of the code: raise `NUMERICS_VERSION` in kfacrnn/run.py, or the version of the one optimiser, and mend this.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from kfacrnn.config import Budget
 from kfacrnn.drawing import write_files
 from kfacrnn.errors import UserError
 from kfacrnn.files import write_atomic
+from kfacrnn.run import Budget
 from kfacrnn.store import RunFolder, Store
 from tests import processes
 

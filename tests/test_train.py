@@ -21,6 +21,7 @@ from kfacrnn import train as training
 from kfacrnn.data import ptb
 from kfacrnn.errors import UserError
 from kfacrnn.metrics import Metrics
+from kfacrnn.run import Run
 from kfacrnn.session import Session
 from kfacrnn.store import RunFolder, Store
 from kfacrnn.train import train
@@ -31,7 +32,7 @@ from tests.synthetic import TINY
 LONG = ["budget.updates=200", "budget.log_every=3", "budget.eval_every=40", "budget.checkpoint_every=7"]
 
 
-def tiny(results: Path, *overrides: str) -> config.Run:
+def tiny(results: Path, *overrides: str) -> Run:
     return config.compose([*TINY, f"results={results}", *overrides])
 
 

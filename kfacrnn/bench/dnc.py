@@ -18,8 +18,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from kfacrnn import discovery
 from kfacrnn.bench.request import Request
-from kfacrnn.config import Run
 from kfacrnn.errors import UserError
+from kfacrnn.run import Run
 
 if TYPE_CHECKING:
     from kfacrnn.bench.cycle import Kind, Weights

@@ -7,9 +7,9 @@ from dataclasses import replace
 from kfacrnn import config
 from kfacrnn.bench.request import BASELINE, ENDLESS, Request
 from kfacrnn.bench.step_cost import measured
-from kfacrnn.config import Run
 from kfacrnn.errors import UserError
 from kfacrnn.experiment import load
+from kfacrnn.run import Run
 
 
 def bench(request: Request, experiment: str) -> None:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from kfacrnn.bench.request import Request
-from kfacrnn.config import Run
+from kfacrnn.run import Run
 
 if TYPE_CHECKING:
     from kfacrnn.bench.subjects import Subject

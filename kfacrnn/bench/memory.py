@@ -10,10 +10,10 @@ from typing import Any
 
 from kfacrnn.bench.report import show, write
 from kfacrnn.bench.request import Request
-from kfacrnn.config import Run
 from kfacrnn.memory import peak_rss_mb
 from kfacrnn.neighbours import Machine
 from kfacrnn.progress import Progress
+from kfacrnn.run import Run
 
 MB = 2**20
 COLUMNS = ("parameter_mb", "state_mb", "state_per_parameter", "peak_rss_mb")

@@ -18,8 +18,8 @@ from unittest import mock
 from kfacrnn import ranks
 from kfacrnn.bench.request import BASELINE, Request
 from kfacrnn.bench.scaling import BATCHES, VOCABULARY, made_up_text
-from kfacrnn.config import Run
 from kfacrnn.errors import UserError
+from kfacrnn.run import Run
 
 OPTIMIZERS = ("kfac_option1", "kfac_option2")
 SHARES = (1.0, 0.5)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kfacrnn import config, discovery
-from kfacrnn.config import Run
 from kfacrnn.errors import UserError
 from kfacrnn.files import make_folder_of
+from kfacrnn.run import Run
 
 BASELINE = "sgd"
 ENDLESS = ("budget.updates=1000000000", "budget.log_every=1000000000", "budget.eval_every=0")

@@ -16,8 +16,8 @@ from typing import Any
 from unittest import mock
 
 from kfacrnn.bench.request import BASELINE, Request
-from kfacrnn.config import Run
 from kfacrnn.errors import UserError
+from kfacrnn.run import Run
 
 OPTIMIZERS = ("kfac_option1", "kfac_option2")
 VOCABULARY = {"ptb_char": 50, "ptb_word": 10_000}

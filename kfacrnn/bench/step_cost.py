@@ -7,7 +7,7 @@ from typing import Any
 
 from kfacrnn import settings
 from kfacrnn.bench.request import BASELINE, Request
-from kfacrnn.config import Run
+from kfacrnn.run import Run
 
 
 def bench(request: Request) -> None:

@@ -18,10 +18,10 @@ import torch
 from kfacrnn import ranks
 from kfacrnn.bench.cycle import PLAIN, Kind, Rounds, Weights, cost, frequencies, quantile, ratio
 from kfacrnn.clock import Ledger
-from kfacrnn.config import Run
 from kfacrnn.errors import UserError
 from kfacrnn.kfac.optimizer import KFAC
 from kfacrnn.progress import Progress
+from kfacrnn.run import Run
 from kfacrnn.session import Session
 
 REFRESH = Kind(refresh=True)

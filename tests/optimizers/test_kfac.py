@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kfacrnn import config
-from kfacrnn.config import Run
+from kfacrnn.run import Run
 from kfacrnn.session import Session
 
 QUADRATIC = ["optimizer.quadratic_fraction=0.5", "optimizer.adapt_damping_every=2", "optimizer.damping=0.1"]
