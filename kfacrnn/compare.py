@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kfacrnn.curves import Curve, columns_for, conversion, nats_of, of_run, quantile, to_nats
+from kfacrnn.curves import Curve, columns_for, nats_of, of_run, quantile
 from kfacrnn.discovery import unknown
 from kfacrnn.errors import UserError
 from kfacrnn.metrics import COLUMNS
@@ -22,6 +22,7 @@ from kfacrnn.selection import EXTRA, Selection, StoredRun, named
 from kfacrnn.summary import Entry, Line, Run, smoothed, summarise
 from kfacrnn.summary_cells import COLUMNS as CELLS
 from kfacrnn.summary_table import record
+from kfacrnn.units import from_nats, to_nats
 from kfacrnn.where import Condition, text_of
 
 METRICS = [name for name in COLUMNS if name not in ("update", "epoch", "tokens", "time_train_s")]
@@ -82,7 +83,7 @@ class Group:
 
     @property
     def convert(self) -> Callable[[float], float]:
-        return conversion(self.unit)
+        return from_nats(self.unit)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def compare(selection: Selection, question: Question) -> Comparison:
     for unit in dict.fromkeys(group.unit for group in groups):
         of_unit = [line for group, line in zip(groups, lines, strict=True) if group.unit == unit]
         target = None if question.target is None else to_nats(unit, question.target)
-        entries |= {e.line.name: e for e in summarise(of_unit, baselines, conversion(unit), named=target)}
+        entries |= {e.line.name: e for e in summarise(of_unit, baselines, from_nats(unit), named=target)}
     shown = [_at(group, entries[group.name], question, said) for group in groups]
     header, cells = _cells(groups, shown, question)
     records = [_record(group, entry, question) for group, entry in zip(groups, shown, strict=True)]
@@ -133,7 +134,7 @@ def grouped(runs: Sequence[StoredRun], question: Question, said: list[str]) -> l
     groups = []
     for values, members in sorted(found.items()):
         tasks = sorted({text_of(run.values.get("task.name")) for run in members})
-        units = sorted({run.meta.get("task", {}).get("metric", "") for run in members} if question.in_nats else {""})
+        units = sorted({unit_of(run, question) for run in members})
         if len(units) > 1 or len(tasks) > 1:
             name = " ".join(values)
             raise UserError(f"{name}: mixes the tasks {', '.join(tasks)}; --group-by task.name,… parts them")
@@ -142,11 +143,13 @@ def grouped(runs: Sequence[StoredRun], question: Question, said: list[str]) -> l
     return groups
 
 
+def unit_of(run: StoredRun, question: Question) -> str:
+    """What its task calls the metric; nothing for other columns. Raises `UserError` where the run has lost its task."""
+    return run.folder.task()["metric"] if question.in_nats else ""
+
+
 def read(run: StoredRun, question: Question) -> Curve:
-    """Raises `UserError` where the metric is not what the nats say."""
-    columns = run.folder.metrics.columns(columns_for(question.metric))
-    unit = run.folder.task()["metric"] if question.in_nats and columns["update"] else ""
-    return of_run(columns, question.metric, unit, run.state == "diverged")
+    return of_run(run.folder.metrics.columns(columns_for(question.metric)), question.metric, run.state == "diverged")
 
 
 def _mixture(group: Group, question: Question) -> list[str]:
@@ -161,7 +164,7 @@ def _mixture(group: Group, question: Question) -> list[str]:
             mixed.append(f"{key} ({', '.join(values[:6])}{', …' if len(values) > 6 else ''})")
     if mixed:
         lines.append(f"{group.name}: its runs differ in {', '.join(mixed)}")
-    ends = sorted({of_run.updates[-1] for of_run in group.curves.values() if of_run.updates and not of_run.diverged})
+    ends = sorted({curve.updates[-1] for curve in group.curves.values() if curve.updates and not curve.diverged})
     if len(ends) > 1 and question.at == "end":
         length = f"{ends[0]} to {ends[-1]} updates"
         lines.append(f"{group.name}: runs of unequal length, {length}, each taken at its own end")
@@ -186,8 +189,8 @@ def _line(group: Group, question: Question, timed: Collection[StoredRun]) -> Lin
     seeds = [run.values.get("seed", 0) for run in group.curves]
     distinct = seeds if len(set(seeds)) == len(seeds) else [-1 - int(run.run_id, 16) for run in group.curves]
     runs = tuple(
-        Run(seed, smoothed(of_run, question.last), of_run.paces if run in timed else ())
-        for seed, (run, of_run) in zip(distinct, group.curves.items(), strict=True)
+        Run(seed, smoothed(curve, question.last), curve.paces if run in timed else ())
+        for seed, (run, curve) in zip(distinct, group.curves.items(), strict=True)
     )
     optimizer = next(iter(group.curves)).values.get("optimizer.name", "")
     return Line(group.name, group.name, optimizer, group.name, runs, model=group.task)
@@ -213,7 +216,7 @@ def _at(group: Group, entry: Entry, question: Question, said: list[str]) -> Entr
     """The entry with the values that `--at` asks for."""
     if question.at == "end":
         return entry
-    values = {run: value_at(of_run, question) for run, of_run in group.curves.items()}
+    values = {run: value_at(curve, question) for run, curve in group.curves.items()}
     missing = [run for run, value in values.items() if value is None]
     if missing:
         said.append(f"{group.name}: {named(missing)} without a row at update {question.at}")
@@ -224,16 +227,16 @@ def _at(group: Group, entry: Entry, question: Question, said: list[str]) -> Entr
     return replace(entry, final=median, final_low=low, final_high=high)
 
 
-def value_at(of_run: Curve, question: Question) -> float | None:
+def value_at(curve: Curve, question: Question) -> float | None:
     """The mean over the rows of the `last` updates at the end, where it is least, or up to an update that has a row;
     infinite from where a run diverged."""
     if isinstance(question.at, int):
-        here = of_run.at_update(question.at)
-        rows = zip(of_run.updates, of_run.nats, strict=True)
+        here = curve.at_update(question.at)
+        rows = zip(curve.updates, curve.nats, strict=True)
         near = [nats for update, nats in rows if question.at - question.last < update <= question.at]
         return statistics.fmean(near) if here is not None and math.isfinite(here) else here
-    means = smoothed(of_run, question.last).nats
-    if of_run.diverged or not means:
+    means = smoothed(curve, question.last).nats
+    if curve.diverged or not means:
         return math.inf
     return min(means) if question.at == "best" else means[-1]
 
@@ -241,7 +244,7 @@ def value_at(of_run: Curve, question: Question) -> float | None:
 def _cells(groups: Sequence[Group], shown: Sequence[Entry], question: Question) -> tuple[list[str], list[list[str]]]:
     at = f"at update {question.at}" if isinstance(question.at, int) else f"at {question.at}"
     axis = AXES[question.x]
-    diverged = [sum(of_run.diverged for of_run in group.curves.values()) for group in groups]
+    diverged = [sum(curve.diverged for curve in group.curves.values()) for group in groups]
     columns = {key: [group.values[place] for group in groups] for place, key in enumerate(question.group_by)}
     columns["runs"] = [str(len(group.curves)) for group in groups]
     columns["diverged"] = [str(count) if any(diverged) else "" for count in diverged]
@@ -255,7 +258,7 @@ def _cells(groups: Sequence[Group], shown: Sequence[Entry], question: Question) 
 def _record(group: Group, entry: Entry, question: Question) -> dict[str, Any]:
     everything = record(entry)
     keys = dict(zip(question.group_by, group.values, strict=True))
-    counts = {"runs": len(group.curves), "diverged": sum(of_run.diverged for of_run in group.curves.values())}
+    counts = {"runs": len(group.curves), "diverged": sum(curve.diverged for curve in group.curves.values())}
     asked = {"metric": question.metric, "unit": group.unit or None, "at": question.at}
     rest = {key: value for key, value in everything.items() if key not in ("line", "method", "model", "runs")}
     renamed = {key.replace("final", "value"): value for key, value in rest.items()}

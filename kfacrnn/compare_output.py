@@ -110,11 +110,11 @@ def plot(groups: Sequence[Group], question: Question, path: Path, title: str) ->
 
 def _rows(group: Group, question: Question) -> list[Row]:
     if question.x == "time":
-        alone = [of_run for run, of_run in group.curves.items() if run.undisturbed]
+        alone = [curve for run, curve in group.curves.items() if run.undisturbed]
         rows = over_seconds(group.name, alone, group.convert)
     else:
         rows = over_updates(group.name, list(group.curves.values()), group.convert)
-    ends = [run.status.get("update", 0) for run, of_run in group.curves.items() if of_run.diverged]
+    ends = [run.status.get("update", 0) for run, curve in group.curves.items() if curve.diverged]
     return rows + [Row("diverged", group.name, update, None, None, None, 1) for update in ends]
 
 

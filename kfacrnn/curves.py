@@ -14,8 +14,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kfacrnn.errors import UserError
-
 PANELS = ("updates", "seconds", "benched", "trials", "diverged")
 SEEDS_FOR_QUARTILES = 5  # with fewer, the band is from the least to the greatest
 
@@ -66,8 +64,8 @@ class Row:
 
 
 def columns_for(metric: str) -> list[str]:
-    """The columns of metrics.csv that `of_run` wants: updates, seconds, what is averaged, the metric."""
-    return ["update", "time_train_s", nats_of(metric) or metric, metric]
+    """The columns of metrics.csv that `of_run` wants: updates, seconds, what is averaged."""
+    return ["update", "time_train_s", nats_of(metric) or metric]
 
 
 def nats_of(metric: str) -> str | None:
@@ -76,13 +74,10 @@ def nats_of(metric: str) -> str | None:
     return f"{split}/nats" if kind == "metric" else None
 
 
-def of_run(columns: Mapping[str, Sequence[float]], metric: str, unit: str, diverged: bool) -> Curve:
-    """The rows that have the metric; `unit` is what the task calls it. Raises `UserError` where it is not what the nats
-    say."""
-    updates, seconds, values, shown = (columns[name] for name in columns_for(metric))
+def of_run(columns: Mapping[str, Sequence[float]], metric: str, diverged: bool) -> Curve:
+    """The rows that have the metric."""
+    updates, seconds, values = (columns[name] for name in columns_for(metric))
     kept = [index for index, value in enumerate(values) if not math.isnan(value)]
-    if nats_of(metric):
-        check_conversion(unit, ((values[index], shown[index]) for index in kept))
     points = itertools.pairwise([(0.0, 0.0), *zip(updates, seconds, strict=True)])
     return Curve(
         updates=tuple(int(updates[index]) for index in kept),
@@ -133,30 +128,3 @@ def quantile(ordered: Sequence[float], q: float) -> float:
     if share == 0:
         return ordered[below]
     return (1 - share) * ordered[below] + share * ordered[below + 1]
-
-
-def conversion(metric: str) -> Callable[[float], float]:
-    """From nats per unit to what a task calls `metric`; the identity for anything but perplexity and bits."""
-    if metric == "perplexity":
-        return lambda nats: math.exp(nats) if nats < 700 else math.inf
-    if metric.startswith("bits"):
-        return lambda nats: nats / math.log(2)
-    return lambda nats: nats
-
-
-def to_nats(metric: str, value: float) -> float:
-    """From what a task calls `metric` to nats per unit: the inverse of `conversion`."""
-    if metric == "perplexity":
-        return math.log(value) if value > 0 else -math.inf
-    return value * math.log(2) if metric.startswith("bits") else value
-
-
-def check_conversion(metric: str, pairs: Iterable[tuple[float, float]]) -> None:
-    """Holds the conversion against stored pairs of nats and metric. Raises `UserError` where they disagree."""
-    convert = conversion(metric)
-    for nats, value in pairs:
-        if not math.isclose(convert(nats), value, rel_tol=1e-6, abs_tol=1e-12):
-            raise UserError(
-                f"{nats} nats are {value} {metric} to the task and {convert(nats)} to the figure; draw nats instead: "
-                "figure.y.metric: train/nats"
-            )

@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kfacrnn.compare import Group, Question, grouped, value_at
-from kfacrnn.curves import Curve, conversion
+from kfacrnn.compare import Group, Question, grouped, unit_of, value_at
+from kfacrnn.curves import Curve
 from kfacrnn.errors import UserError
 from kfacrnn.selection import StoredRun, named, select
 from kfacrnn.summary_cells import significant
+from kfacrnn.units import from_nats
 from kfacrnn.where import text_of
 
 SCIENCE = r"(task|optimizer(?!\.inverse_share$)|budget)\..*|seed|precision|threads"  # as `Run.scientific`
@@ -104,8 +105,7 @@ def _record(pair: Pair, curves: Mapping[StoredRun, Curve], question: Question) -
     """One row: medians over the runs of each side; where single runs part, and by how much at most."""
     there = [[curves[run] for run in side if run in curves] for side in pair]
     values = [[value for curve in side if (value := value_at(curve, question)) is not None] for side in there]
-    unit = pair[0][0].meta.get("task", {}).get("metric", "") if question.in_nats else ""
-    shown = [conversion(unit)(statistics.median(side)) if side else None for side in values]
+    shown = [from_nats(unit_of(pair[0][0], question))(statistics.median(side)) if side else None for side in values]
     record: dict[str, Any] = {
         "task": pair[0][0].values.get("task.name"),
         "optimizer": pair[0][0].values.get("optimizer.name"),

@@ -14,6 +14,7 @@ from kfacrnn.errors import UserError, first_line
 from kfacrnn.files import write_json
 from kfacrnn.selection import read_config
 from kfacrnn.store import BEST, FINAL, FINISHED, RunFolder, Store
+from kfacrnn.units import from_nats
 
 EVALUATION = "evaluation.json"
 
@@ -73,4 +74,4 @@ def _measured(
     except RuntimeError as error:
         raise UserError(f"{folder.path / file}: not of this run ({first_line(error)})") from error
     nats = session.evaluate(split)
-    return nats, session.task.to_metric(nats), session.task.metric
+    return nats, from_nats(session.task.metric)(nats), session.task.metric

@@ -22,7 +22,6 @@ from kfacrnn.curves import (
     Curve,
     Row,
     columns_for,
-    conversion,
     of_run,
     over_benched_seconds,
     over_seconds,
@@ -37,6 +36,7 @@ from kfacrnn.provenance import machine, undisturbed
 from kfacrnn.run import NUMERICS_VERSION
 from kfacrnn.sources import open_source
 from kfacrnn.summary_table import Table
+from kfacrnn.units import from_nats
 
 COLUMNS = [field.name for field in dataclasses.fields(Row)]
 
@@ -87,8 +87,7 @@ def collect(
         if len(finished) < expected:
             print(f"{line}: {len(finished)} of {expected} runs are finished", file=sys.stderr)
     runs = [planned for finished in lines.values() for planned in finished]
-    task = runs[0].folder.task()
-    _check_chance(described, task)
+    task = _task(described, runs)
     timed = {planned for planned in runs if undisturbed(planned.folder.meta())}
     costs: dict[str, Cost | None] = {}
     if picture.benched_seconds:
@@ -102,11 +101,11 @@ def collect(
         timed = set()
     elif not picture.mix_hardware:
         _check_hardware(timed, [cost for cost in costs.values() if cost])
-    convert = conversion(task["metric"] if picture.y.metric.endswith("/metric") else "nats")
+    convert = from_nats(task["metric"] if picture.y.metric.endswith("/metric") else "nats")
     rows = [Row("trials", line, count, None, None, None, 1) for line, count in plan.unequal_trials().items()]
     every: dict[str, dict[PlannedRun, Curve]] = {}
     for line, finished in lines.items():
-        every[line] = curves = {planned: _curve(planned, picture.y.metric, task["metric"]) for planned in finished}
+        every[line] = curves = {planned: _curve(planned, picture.y.metric) for planned in finished}
         against_updates = over_updates(line, list(curves.values()), convert)
         rows += against_updates
         rows += over_seconds(line, [curve for planned, curve in curves.items() if planned in timed], convert)
@@ -125,19 +124,25 @@ def _cost(plan: Plan, line: str, finished: Sequence[PlannedRun], benches: Path) 
     return benched.cost(finished[0].run, benches, plan.experiment.runs or plan.experiment.name, line)
 
 
-def _curve(planned: PlannedRun, metric: str, unit: str) -> Curve:
+def _curve(planned: PlannedRun, metric: str) -> Curve:
     diverged = planned.folder.status()["state"] == "diverged"
-    return of_run(planned.columns(columns_for(metric)), metric, unit, diverged)
+    return of_run(planned.columns(columns_for(metric)), metric, diverged)
 
 
-def _check_chance(described: Experiment, task: dict[str, Any]) -> None:
-    picture, wanted = described.figure, task["chance"]
-    if picture.chance is None or picture.y.metric.endswith("/nats"):
-        return
-    if not math.isclose(picture.chance, wanted, rel_tol=0.01):
-        raise UserError(
-            f"{described.name}: figure.chance={picture.chance}: the task says {wanted:.4g} {task['metric']}"
-        )
+def _task(described: Experiment, runs: Sequence[PlannedRun]) -> dict[str, Any]:
+    """What the runs measure, all of them the same. Raises `UserError` where they do not, or where another level is
+    drawn as that of chance."""
+    picture, first = described.figure, runs[0].folder.task()
+    if picture.y.metric.endswith("/nats"):
+        return first
+    for metric in (planned.folder.task()["metric"] for planned in runs):
+        if metric != first["metric"]:
+            both = f"lines measure {first['metric']} and {metric}"
+            raise UserError(f"{described.name}: {both}; draw nats instead: figure.y.metric: train/nats")
+    if picture.chance is not None and not math.isclose(picture.chance, first["chance"], rel_tol=0.01):
+        wanted = f"{first['chance']:.4g} {first['metric']}"
+        raise UserError(f"{described.name}: figure.chance={picture.chance}: the task says {wanted}")
+    return first
 
 
 def _check_hardware(runs: Iterable[PlannedRun], costs: Iterable[Cost]) -> None:

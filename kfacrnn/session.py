@@ -26,6 +26,7 @@ from kfacrnn.memory import keep_freed_memory, peak_rss_mb
 from kfacrnn.neighbours import Machine
 from kfacrnn.run import Run
 from kfacrnn.store import SCHEMA_VERSION, RunFolder
+from kfacrnn.units import from_nats
 
 
 class Diverged(Exception):
@@ -190,6 +191,7 @@ class Session:
         self._require_finite(losses)
         valid = self._valid_nats() if self._evaluation_is_due(self.update) else None
         nats = float((losses * units).sum() / units.sum())
+        metric = from_nats(task.metric)
         wall, seconds = self.ledger.total, self.ledger.wall["train"]
         row = {
             "update": self.update,
@@ -200,9 +202,9 @@ class Session:
             "time_wall_s": wall,
             "cpu_s": self.ledger.cpu["train"],
             "train/nats": nats,
-            "train/metric": task.to_metric(nats),
+            "train/metric": metric(nats),
             "valid/nats": valid,
-            "valid/metric": None if valid is None else task.to_metric(valid),
+            "valid/metric": None if valid is None else metric(valid),
             "lr": self.lr,
             "grad_norm": None if self.grad_norm is None else float(self.grad_norm),
             "updates_per_s": len(self.losses) / max(seconds - seconds_before, 1e-9),

@@ -20,11 +20,11 @@ from typing import NamedTuple
 import pandas as pd
 
 from kfacrnn import benched, experiment
-from kfacrnn.curves import conversion
 from kfacrnn.drawing import OTHER_COLOURS, house_style, saved, write_files
 from kfacrnn.plan import Plan
 from kfacrnn.settings import costly
 from kfacrnn.tables import markdown
+from kfacrnn.units import from_nats
 
 STUDIES = ("cost_char", "cost_word")
 SHIPPED = "as shipped"
@@ -66,7 +66,7 @@ def read(name: str, results: Path) -> Study:
         if not runs or row is None:
             missing[line] = f"kfacrnn bench experiment {name}" if runs else f"kfacrnn sweep {name} --only '{line}'"
             continue
-        convert = conversion(runs[0].folder.task()["metric"])
+        convert = from_nats(runs[0].folder.task()["metric"])
         finals = sorted(convert(each.score(described.select)) for each in runs)
         cost, low, high = (row[key] * benched.first_updates(row, run) for key in ("ratio_to_sgd", "low", "high"))
         settings.append(Setting(line, cost, low, high, finals))

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kfacrnn import experiment
-from kfacrnn.curves import conversion
 from kfacrnn.discovery import command
 from kfacrnn.drawing import write_files
 from kfacrnn.errors import UserError
 from kfacrnn.evaluate import EVALUATION, best_update, evaluate
 from kfacrnn.plan import Plan, PlannedRun
 from kfacrnn.tables import markdown
+from kfacrnn.units import from_nats
 
 NAME = "generalisation"
 PUBLISHED = (86.2, 82.7)
@@ -45,7 +45,7 @@ def result(run: PlannedRun, results: str, root: str | None) -> Result:
     if known.get("update") != update or "test/metric" not in known:
         print(evaluate(run.run.run_id, results=results, root=root))
         known = run.folder.read_json(EVALUATION)["best"]
-    convert = conversion(run.folder.task()["metric"])
+    convert = from_nats(run.folder.task()["metric"])
     valid = dict(zip(*run.columns(["update", "valid/nats"]).values(), strict=True))[update]
     return Result(update, convert(valid), known["test/metric"])
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kfacrnn import experiment
-from kfacrnn.curves import conversion
 from kfacrnn.discovery import command
 from kfacrnn.drawing import house_style, saved, write_files
 from kfacrnn.errors import UserError
 from kfacrnn.plan import Plan
 from kfacrnn.tables import plain
+from kfacrnn.units import from_nats
 
 WITHIN = 0.1  # of the way from the best loss to chance
 
@@ -70,7 +70,7 @@ def read(name: str, results: Path, overrides: list[str]) -> Study:
         if len(grid) != 2:
             raise UserError(f"{name}, {line}: must have a grid of two settings, got {', '.join(grid) or 'none'}")
         task = trials[0].folder.task()
-        convert, chance = conversion(task["metric"]), task["chance"]
+        convert, chance = from_nats(task["metric"]), task["chance"]
         finals = [convert(trial.score(described.select)) for trial in trials]
         (first, rows), (second, columns) = grid.items()
         width = len(columns)

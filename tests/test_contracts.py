@@ -208,11 +208,10 @@ def test_the_optimizer_continues_from_its_state_as_if_never_stopped(name: str, c
 def test_the_task_says_what_it_measures(name: str, compose: Any) -> None:
     task = Session(compose(name)).task
     assert task.unit
-    assert task.metric
     assert task.chance > 0
     assert task.loss_scale > 0
     assert task.updates_per_epoch is None or task.updates_per_epoch >= 1
-    assert task.to_metric(1.0) < task.to_metric(2.0)
+    assert task.metric == "perplexity" or task.metric.startswith(("bits ", "nats "))
     assert all(len(checksum) == 64 for checksum in task.checksums.values())
 
 

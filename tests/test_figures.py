@@ -253,16 +253,16 @@ def test_unfinished_runs_are_left_out_and_said_to_be(tmp_path: Path, capsys: pyt
     assert capsys.readouterr().err.splitlines() == ["SGD: 1 of 2 runs are finished", "Adam: 0 of 2 runs are finished"]
 
 
-def test_chance_levels_and_conversions_are_held_against_the_task(tmp_path: Path) -> None:
+def test_chance_levels_and_metrics_are_held_against_the_task(tmp_path: Path) -> None:
     path = write_experiment(tmp_path / "tiny.yaml", METHODS, figure=FIGURE.replace("}}", "}, chance: 2.0}"))
     (sgd,), (adam,) = (confirmation(path, tmp_path, method) for method in ("SGD", "Adam"))
-    store(sgd, [1.0], task={"unit": "word", "metric": "perplexity", "chance": 3.0}, metric=[math.e])
+    store(sgd, [1.0], task={"unit": "word", "metric": "perplexity", "chance": 3.0})
     with pytest.raises(UserError, match=r"figure.chance=2.0: the task says 3 perplexity"):
         drawn(path, tmp_path)
     path = write_experiment(tmp_path / "tiny.yaml", METHODS)
     assert column(drawn(path, tmp_path), "updates", "SGD", "median") == [math.e] * 4
-    store(adam, [1.0], metric=[0.25])
-    with pytest.raises(UserError, match="draw nats instead"):
+    store(adam, [1.0], task={"unit": "character", "metric": "bits per character", "chance": 3.0})
+    with pytest.raises(UserError, match="lines measure perplexity and bits per character; draw nats instead"):
         drawn(path, tmp_path)
 
 

@@ -23,7 +23,7 @@ class Task(Protocol):
     """What the training loop, the optimisers and the figures know of a task. Losses are in nats per unit."""
 
     unit: str  # "word", "character", "sequence"
-    metric: str  # what `to_metric` returns: "perplexity", "bits per character", "nats per sequence"
+    metric: str  # what `kfacrnn.units` makes of it: "perplexity", "bits per character", "nats per sequence"
     chance: float  # metric of a model that knows nothing
     loss_scale: float  # N = loss summed over a case's steps / training loss
     updates_per_epoch: int | None  # None: fresh data at every update
@@ -46,8 +46,6 @@ class Task(Protocol):
 
     def evaluate(self, model: nn.Module, split: str) -> float:
         """Mean nats per unit on "valid" or "test". Changes no training state."""
-
-    def to_metric(self, nats: float) -> float: ...
 
     def state_dict(self) -> dict[str, Any]:
         """Data cursor, carried state, generators: plain containers and tensors. Of the whole batch: `ranks.whole`."""

@@ -13,7 +13,6 @@ an epoch; evaluation scores every token of a split once. This module does not kn
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -27,6 +26,7 @@ from kfacrnn.errors import UserError
 from kfacrnn.nn import LSTM, LayerNormLSTM, Linear
 from kfacrnn.predictive import Categorical
 from kfacrnn.settings import setting
+from kfacrnn.units import from_nats
 
 State = tuple[Tensor, Tensor]
 
@@ -103,7 +103,7 @@ class Batch:
         return self.inputs.shape[1]
 
 
-class LanguageModelTask(ABC):
+class LanguageModelTask:
     """A `kfacrnn.tasks.Task` over one corpus. The text is read in order, so batches do not depend on a seed.
 
     Raises `UserError` when the training text is too short for a single batch.
@@ -117,7 +117,7 @@ class LanguageModelTask(ABC):
         self.device = device
         self.vocabulary = len(corpus.vocabulary)
         self.checksums = corpus.checksums
-        self.chance = self.to_metric(math.log(self.vocabulary))
+        self.chance = from_nats(self.metric)(math.log(self.vocabulary))
         self.loss_scale = float(config.bptt)
         self._streams = ranks.mine(training_streams(corpus.train, config.batch_size), dim=1).to(device)
         self._batches = (len(self._streams) - 1) // config.bptt
@@ -133,9 +133,6 @@ class LanguageModelTask(ABC):
         }
         self._updates = 0
         self._carried: State | None = None
-
-    @abstractmethod
-    def to_metric(self, nats: float) -> float: ...
 
     def build_model(self) -> LanguageModel:
         layer = LayerNormLSTM if self.config.layer_norm else LSTM

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from kfacrnn.data import ptb
@@ -16,9 +14,6 @@ __all__ = ["Config", "build"]
 class PTBChar(LanguageModelTask):
     unit = "character"
     metric = "bits per character"
-
-    def to_metric(self, nats: float) -> float:
-        return nats / math.log(2)
 
 
 def build(config: Config, *, seed: int, device: torch.device, data: DataSource) -> PTBChar:

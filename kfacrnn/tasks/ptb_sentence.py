@@ -24,6 +24,7 @@ from kfacrnn.settings import setting
 from kfacrnn.tasks import DataSource
 from kfacrnn.tasks._generators import private_generator
 from kfacrnn.tasks._language_model import LanguageModel
+from kfacrnn.units import from_nats
 
 CELLS = {"gru": GRU, "lstm": LSTM, "rnn": RNN}
 
@@ -97,7 +98,7 @@ class PTBSentence:
         self.config, self.seed, self.device = config, seed, device
         self.checksums = corpus.checksums
         self.vocabulary = len(corpus.vocabulary)
-        self.chance = self.to_metric(math.log(self.vocabulary))
+        self.chance = from_nats(self.metric)(math.log(self.vocabulary))
         self.sentences = Sentences(corpus.train, corpus.line_end)
         self._held_out = {
             split: Sentences(tokens, corpus.line_end)
@@ -142,9 +143,6 @@ class PTBSentence:
             total += self.predict(model, batch).log_loss(batch.targets).double().sum()
         model.train(training)
         return total.item() / int(sentences.lengths.sum())
-
-    def to_metric(self, nats: float) -> float:
-        return nats / math.log(2)
 
     def state_dict(self) -> dict[str, Any]:
         return {"updates": self._updates}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from kfacrnn.data import ptb
@@ -16,12 +14,6 @@ __all__ = ["Config", "build"]
 class PTBWord(LanguageModelTask):
     unit = "word"
     metric = "perplexity"
-
-    def to_metric(self, nats: float) -> float:
-        try:
-            return math.exp(nats)
-        except OverflowError:  # a diverged run
-            return math.inf
 
 
 def build(config: Config, *, seed: int, device: torch.device, data: DataSource) -> PTBWord:

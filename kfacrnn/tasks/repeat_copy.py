@@ -207,9 +207,6 @@ class RepeatCopy:
         wrong = (model(batch.inputs) > 0) != (batch.targets > 0)
         return wrong[batch.mask].double().mean().item()
 
-    def to_metric(self, nats: float) -> float:
-        return nats
-
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state()}
 
