@@ -15,11 +15,14 @@ from kfacrnn.bench import arguments as bench_arguments
 from kfacrnn.errors import UserError
 
 EXTRAS = {
-    "experiments": {"hydra", "omegaconf", "pandas", "matplotlib", "scipy", "rich", "filelock", "pooch", "jinja2"},
+    "experiments": {
+        "hydra", "omegaconf", "pandas", "numpy", "matplotlib", "yaml", "rich", "filelock", "pooch", "jinja2",
+        "markupsafe",
+    },
     "wandb": {"wandb"},
     "torchtext": {"torchtext"},
     "modern": {"pytorch_optimizer", "opt_einsum"},
-}
+}  # fmt: skip
 
 # How often torch's threads (GNU OpenMP) look for each other before they sleep. The default, some milliseconds of it,
 # costs nothing on cores of one's own, and made a small model nearly ten times slower where other programs used them.

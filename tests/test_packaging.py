@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from collections.abc import Iterator
@@ -17,7 +18,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from kfacrnn import cli
+
 ROOT = Path(__file__).resolve().parent.parent
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+AT_RUN_TIME = {"sentencepiece", "six"}  # torchtext's own imports, which it does not declare
+REFERENCE = "dnc"  # of another environment, see `make help`
 LIBRARY = ("kfacrnn.kfac", "kfacrnn.nn", "kfacrnn.predictive")
 COMMANDS = [path for path in sorted((ROOT / "scripts").glob("*.py")) if "kfacrnn.cli" in path.read_text()]
 
@@ -72,6 +78,16 @@ def test_the_library_can_be_imported_where_only_torch_is_installed() -> None:
     blocked = {name for name, owners in metadata.packages_distributions().items() if not needed & normal(owners)}
     result = python(BLOCK.format(blocked=blocked - {"kfacrnn"}) + f"import {', '.join(LIBRARY)}")
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("extra", cli.EXTRAS)
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported(extra: str) -> None:
+    owners = metadata.packages_distributions()
+    declared = normal([Requirement(text).name for text in EXTRAS[extra]])
+    assert declared - AT_RUN_TIME == {*normal([owners[module][0] for module in cli.EXTRAS[extra]])}
+    imported = {name.split(".")[0] for path in (ROOT / "kfacrnn").rglob("*.py") for name in imports(path)}
+    known = {"torch", "kfacrnn", *sys.stdlib_module_names, *set().union(*cli.EXTRAS.values()), REFERENCE}
+    assert cli.EXTRAS[extra] <= imported <= known
 
 
 def test_help_needs_neither_torch_nor_hydra() -> None:
