@@ -74,9 +74,9 @@ class Session:
             checkpoint = ranks.of_first(folder.load_checkpoint())
             if checkpoint is not None:
                 self.load_state_dict(checkpoint)
-                self._untried = folder.path / "checkpoint.pt"
+                self._untried = folder.checkpoint
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise UserError(f"{folder.path / 'checkpoint.pt'}: not of this run ({first_line(error)})") from error
+            raise UserError(f"{folder.checkpoint}: not of this run ({first_line(error)})") from error
         folder.metrics.truncate(self.update)
         session = {
             "start": provenance.now(),

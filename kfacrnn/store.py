@@ -38,6 +38,7 @@ SCHEMA_VERSION = 1
 STATES = ("running", "done", "diverged", "failed", "interrupted")
 FINISHED = ("done", "diverged")
 FINAL, BEST = "model.pt", "best.pt"
+CHECKPOINTS = ("checkpoint.pt", "checkpoint.old.pt")  # newest first
 CUT = "metrics.csv lacks rows or repeats some"
 
 
@@ -146,6 +147,15 @@ class RunFolder:
             return False
         return status["update"] != budget.updates or self.metrics.updates() != budget.log_points
 
+    @property
+    def _checkpoints(self) -> list[Path]:
+        return [self.path / name for name in CHECKPOINTS]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest that there is: after `load_checkpoint`, the one that was loaded."""
+        return next((path for path in self._checkpoints if path.exists()), self._checkpoints[0])
+
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Writes a checkpoint with its SHA-256 and keeps the one before it. The rows that it counts are on the disk
         before it is: a power cut must not take them alone."""
@@ -154,7 +164,7 @@ class RunFolder:
         buffer = io.BytesIO()
         torch.save(state | {"rows": self.metrics.sync()}, buffer)
         content = buffer.getbuffer()
-        newest, older = self.path / "checkpoint.pt", self.path / "checkpoint.old.pt"
+        newest, older = self._checkpoints
         with explained(newest):
             if newest.exists():
                 newest.replace(older)
@@ -164,8 +174,7 @@ class RunFolder:
         """The newest checkpoint that is whole and whose rows are all in metrics.csv, or None. Removes the others, lest
         they replace a whole one, and says so."""
         updates = self.metrics.updates()
-        for name in ("checkpoint.pt", "checkpoint.old.pt"):
-            path = self.path / name
+        for path in self._checkpoints:
             with explained(path):
                 if path.exists():
                     state = _unpacked(path.read_bytes())
@@ -207,7 +216,7 @@ class RunFolder:
 
     def drop_checkpoints(self) -> None:
         """After the end: what was only needed to continue."""
-        for path in (self.path / "checkpoint.pt", self.path / "checkpoint.old.pt"):
+        for path in self._checkpoints:
             with explained(path):
                 if path.exists():  # else a finished run in a folder that cannot be written would be an error
                     path.unlink(missing_ok=True)

@@ -125,6 +125,9 @@ def test_a_checkpoint_with_a_state_of_another_kind_is_refused(
     folder.save_checkpoint(folder.load_checkpoint() | {"update": 2, changed: other[changed]})  # type: ignore[operator]
     with pytest.raises(UserError, match=r"checkpoint\.pt: not of this run"):
         train(run, "test")
+    folder.checkpoint.rename(folder.path / "checkpoint.old.pt")
+    with pytest.raises(UserError, match=r"checkpoint\.old\.pt: not of this run"):
+        train(run, "test")
 
 
 def test_a_signal_during_the_last_update_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
