@@ -42,11 +42,13 @@ class Distribution(Protocol):
     batch_first: bool
 
     def sample(self, generator: torch.Generator | None = None, part: Part | None = None) -> Tensor:
-        """Targets. `part` says where these sequences lie among those of all processes: the random numbers of all are
-        drawn everywhere and each process uses its own, so that a sequence's do not depend on who holds it."""
+        """Targets drawn from the distribution, as `log_loss` takes them: `[T, B]` of classes, else `[T, B, outputs]`.
+        `part` says where these sequences lie among those of all processes: the random numbers of all are drawn
+        everywhere and each process uses its own, so that a sequence's do not depend on who holds it."""
 
     def log_loss(self, targets: Tensor) -> Tensor:
-        """Negative log-likelihood in nats, summed over steps (and over independent outputs): `[B]`."""
+        """Negative log-likelihood in nats, summed over steps (and over independent outputs): `[B]`. Raises ValueError
+        for targets of another shape."""
 
     def output_variance(self) -> Tensor:
         """E[g²] of the gradient g with respect to the logits, exactly, zero where masked: `[T, B, out]`."""
@@ -125,7 +127,11 @@ class _Predictive:
 
 
 class Categorical(_Predictive):
-    """One of `V` classes at every step: `logits` `[T, B, V]`, targets `[T, B]`."""
+    """One of `V` classes at every step: `logits` `[T, B, V]`, targets `[T, B]`.
+
+    `mask` bool `[T, B]`, `lengths` integers `[B]`, as this module says; with `batch_first` logits and mask are `[B, T]`
+    first. Raises ValueError for other shapes, and where there is nothing to predict.
+    """
 
     @cached_property
     def _probabilities(self) -> Tensor:
@@ -157,7 +163,7 @@ class Categorical(_Predictive):
 
 
 class Bernoulli(_Predictive):
-    """Independent bits at every step: `logits` and targets `[T, B, bits]`."""
+    """Independent bits at every step: `logits` and targets `[T, B, bits]`; the rest as for `Categorical`."""
 
     @torch.no_grad()
     def sample(self, generator: torch.Generator | None = None, part: Part | None = None) -> Tensor:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import torch
@@ -36,8 +35,8 @@ from kfacrnn.kfac.distribution import distribution
 from kfacrnn.kfac.estimator import Estimator
 from kfacrnn.kfac.inverses import Inverses
 from kfacrnn.kfac.maths import GAMMA_MAX
-from kfacrnn.kfac.quadratic import STAY, Chosen, QuadraticModel, common_share, plane, repeatable
-from kfacrnn.kfac.step_size import bounded_step
+from kfacrnn.kfac.quadratic import STAY, Chosen, QuadraticModel, common_schedule_factor, plane, repeatable
+from kfacrnn.kfac.step_size import Bounded
 from kfacrnn.kfac.update import Directions, Taken, move, preconditioned, predicted_change, running, steps
 from kfacrnn.predictive import Distribution
 
@@ -209,7 +208,7 @@ class KFAC(torch.optim.Optimizer):
         the update counts as skipped.
 
         `forward`, for a `quadratic_model`, runs the model on `quadratic_cases` and returns its predictive distribution.
-        It is called five times, without gradients or autocast, with noise that is not the training run's.
+        It is called up to five times, without gradients or autocast, with noise that is not the training run's.
 
         Raises RuntimeError before the first `update_statistics`, and ValueError if the very first factors cannot be
         inverted, if a block has only some of its gradients, if a parameter was unfrozen meanwhile, or if there is a
@@ -225,23 +224,29 @@ class KFAC(torch.optim.Optimizer):
             raise RuntimeError("KFAC.step needs curvature: call update_statistics whenever statistics_due is True")
         with torch.autocast(self._estimator.device.type, enabled=False):  # a user may step where the loss is computed
             self._inverses.advance(self._updates, self._passes.newest, self._damping.before(self._updates))
-            directions, curvature = self._directions()
-        is_usable = math.isfinite(curvature) and curvature >= 0
-        chosen = self._chosen(directions, curvature, forward) if is_usable and forward is not None else None
-        if is_usable and (chosen is not None or forward is None):
-            self._last = self._taken(directions, curvature, chosen)
-        else:
+            directions, curvature = preconditioned(self._estimator, self._distribution, self.loss_scale)
+        rule = self._rule(directions, curvature, forward)
+        if rule is None:
             self._last = Taken()
             self._skipped += 1
+        else:
+            self._last = self._taken(rule, directions, curvature)
         self._updates += 1
         return loss
 
-    def _directions(self) -> tuple[Directions, float]:
-        return preconditioned(self._estimator, self._distribution, self.loss_scale)
+    def _rule(
+        self, directions: Directions, curvature: float, forward: Callable[[], Distribution] | None
+    ) -> Bounded | Chosen | None:
+        """What says how far to go along Δ, and with which momentum; None if anything is not finite."""
+        if not (math.isfinite(curvature) and curvature >= 0):
+            return None
+        if forward is None:
+            return Bounded(self.kl_clip, curvature)
+        return self._chosen(directions, curvature, forward)
 
     def _chosen(self, directions: Directions, curvature: float, forward: Callable[[], Distribution]) -> Chosen | None:
         """What the quadratic model makes of Δ and the last update; None if anything is not finite."""
-        share = common_share(self.param_groups)
+        s = common_schedule_factor(self.param_groups)
         if not curvature:
             return STAY
         foretold = [(list(directions.values()), curvature)]
@@ -249,15 +254,14 @@ class KFAC(torch.optim.Optimizer):
             foretold.append((running("velocity", directions, self.state), self._velocity_curvature))
         with self._estimator.private_randomness():
             found = plane(repeatable(forward, self._estimator.device), list(directions), foretold, self.loss_scale)
-        return found.averaged(self._distribution.mean).chosen(self._damping.before(self._updates), share)
+        return found.averaged(self._distribution.mean).chosen(self._damping.before(self._updates), s)
 
-    def _taken(self, directions: Directions, curvature: float, chosen: Chosen | None) -> Taken:
-        bounded = partial(bounded_step, kl_clip=self.kl_clip, curvature=curvature)
-        planned = steps(self.param_groups, directions, bounded if chosen is None else chosen.step)
+    def _taken(self, rule: Bounded | Chosen, directions: Directions, curvature: float) -> Taken:
+        planned = steps(self.param_groups, directions, rule.step)
         eta, mu = move(planned, directions, self.state)
-        if chosen is not None:
-            self._velocity_curvature = chosen.curvature
-            return Taken(curvature, eta, mu, chosen.kl, chosen.change)
+        if isinstance(rule, Chosen):
+            self._velocity_curvature = rule.curvature
+            return Taken(curvature, eta, mu, rule.kl, rule.change)
         change = predicted_change(planned, self.state) if self._damping.is_adaptive else 0.0
         return Taken(curvature, eta, mu, eta**2 * curvature / 2, change)
 
@@ -281,7 +285,8 @@ class KFAC(torch.optim.Optimizer):
 
     def adapt_damping(self, loss_before: float | Tensor, loss_after: float | Tensor) -> None:
         """Sets λ by the reduction ratio ρ = (h(θ+δ) − h(θ)) / M(δ), from the training loss of one batch, that of the
-        last step, before and after it. Martens & Grosse (2015), section 6.5."""
+        last step, before and after it. Martens & Grosse (2015), section 6.5. Raises RuntimeError without an
+        `adaptive_damping`."""
         before, after = (
             torch.as_tensor(loss, dtype=torch.float64).detach().cpu() for loss in (loss_before, loss_after)
         )

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from kfacrnn.kfac.arguments import check
-from kfacrnn.kfac.step_size import share
+from kfacrnn.kfac.step_size import schedule_factor
 from kfacrnn.kfac.update import gradients
 from kfacrnn.predictive import Distribution
 
@@ -68,7 +68,8 @@ class Chosen(NamedTuple):
 
     def step(self, group: Mapping[str, Any]) -> tuple[float, float]:
         """η and μ of a parameter group."""
-        return share(group) * self.alpha, share(group) * self.mu
+        s = schedule_factor(group)
+        return s * self.alpha, s * self.mu
 
 
 STAY = Chosen(0.0, 0.0, 0.0, 0.0, 0.0)
@@ -89,14 +90,14 @@ class Plane(NamedTuple):
         slopes, fisher, gram = (mean(tensor).cpu() for tensor in (self.slopes, self.fisher, self.gram))
         return Plane(slopes, fisher, gram, float(mean(torch.tensor(self.length))), self.loss_scale)
 
-    def chosen(self, damping: float, share: float) -> Chosen | None:
-        """For u_1 = Δ and u_2 = v. `damping` is λ, `share` what a schedule leaves of the update. None if anything is
-        not finite."""
+    def chosen(self, damping: float, s: float) -> Chosen | None:
+        """For u_1 = Δ and u_2 = v. `damping` is λ, s what a schedule leaves of the update. None if anything is not
+        finite."""
         B = self.fisher + damping * self.length / self.loss_scale * self.gram
         if not (B.isfinite().all() and self.slopes.isfinite().all()):
             return None
         least = minimum(self.slopes, B)
-        delta = share * least
+        delta = s * least
         curvature = float(delta @ B @ delta)
         return Chosen(
             alpha=-float(least[0]),
@@ -198,13 +199,13 @@ def repeatable(forward: Callable[[], Distribution], device: torch.device) -> Cal
     return again
 
 
-def common_share(groups: Sequence[Mapping[str, Any]]) -> float:
-    """What a schedule leaves of the update. Raises ValueError unless all parameter groups agree: M is that of one
+def common_schedule_factor(groups: Sequence[Mapping[str, Any]]) -> float:
+    """s, what a schedule leaves of the update. Raises ValueError unless all parameter groups agree: M is that of one
     scale for all."""
-    shares = [share(group) for group in groups]
-    if max(shares) - min(shares) > 1e-6 * max(shares):
-        raise ValueError(f"a quadratic model needs one schedule for all parameter groups, got factors {shares}")
-    return shares[0]
+    factors = [schedule_factor(group) for group in groups]
+    if max(factors) - min(factors) > 1e-6 * max(factors):
+        raise ValueError(f"a quadratic model needs one schedule for all parameter groups, got factors {factors}")
+    return factors[0]
 
 
 def _in_full(distribution: Distribution) -> Distribution:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from kfacrnn.kfac.arguments import check, is_finite
 
@@ -17,12 +17,18 @@ def kl_bounded(lr: float, kl_clip: float, curvature: float) -> float:
     return min(lr, math.sqrt(kl_clip / curvature)) if curvature > 0 else lr
 
 
-def share(group: Mapping[str, Any]) -> float:
+def schedule_factor(group: Mapping[str, Any]) -> float:
     """s, what a learning-rate schedule leaves of the steps of a parameter group."""
     check("lr", group["lr"], is_finite(group["lr"]) and group["lr"] >= 0, "finite and >= 0")
     return float(group["lr"]) / group["first_lr"]
 
 
-def bounded_step(group: Mapping[str, Any], kl_clip: float, curvature: float) -> tuple[float, float]:
-    """η and μ of a parameter group."""
-    return share(group) * kl_bounded(group["first_lr"], kl_clip, curvature), group["momentum"]
+class Bounded(NamedTuple):
+    """The step that the KL bound or the learning rate allows, whichever is the shorter one."""
+
+    kl_clip: float  # c
+    curvature: float  # ΔᵀF̂Δ
+
+    def step(self, group: Mapping[str, Any]) -> tuple[float, float]:
+        """η and μ of a parameter group."""
+        return schedule_factor(group) * kl_bounded(group["first_lr"], self.kl_clip, self.curvature), group["momentum"]
