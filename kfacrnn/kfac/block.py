@@ -78,8 +78,7 @@ class Block(ABC):
 
     def begin(self, sequences: Sequences, decay: float) -> None:
         """Makes room in the averages for a pass on these sequences."""
-        self.average.decay(decay, self._shapes(), like=self.parameters[0])
-        self.average.add_lengths(sequences)
+        self.average.begin(sequences, decay, self._shapes(), like=self.parameters[0])
 
     @abstractmethod
     def observe(self, a: Tensor, g: Tensor, variance: Tensor | None, sequences: Sequences) -> None:

@@ -67,12 +67,13 @@ class KroneckerBlock(Block):
 
     def observe(self, a: Tensor, g: Tensor, variance: Tensor | None, sequences: Sequences) -> None:
         A0, A1, G0, G1 = self._unpack(self.average.sums)
+        divisor = self.average.divisor(sequences)
         self._observe_inputs(A0, A1, a, sequences)
         for M0, M1, g_split in zip(G0, G1, g.split(self.rows, -1), strict=True):
             if M0.dim() == 1 and variance is not None:
-                M0.add_(variance.sum((0, 1)), alpha=1 / sequences.observed)
+                M0.add_(variance.sum((0, 1)), alpha=1 / divisor)
             else:
-                factors.add_moments(M0, M1, g_split, sequences.observed)
+                factors.add_moments(M0, M1, g_split, divisor)
 
     @abstractmethod
     def gradients_of(self, a: Tensor, g: Tensor) -> list[Tensor]:
@@ -134,7 +135,7 @@ class LinearBlock(KroneckerBlock):
 
     def _observe_inputs(self, A0: Tensor, A1: Tensor | None, a: Tensor, sequences: Sequences) -> None:
         a = factors.with_homogeneous_coordinate(a) if self.map.biases else a
-        factors.add_moments(A0, A1, sequences.without_padding(a), sequences.observed)
+        factors.add_moments(A0, A1, sequences.without_padding(a), self.average.divisor(sequences))
 
     def gradients_of(self, a: Tensor, g: Tensor) -> list[Tensor]:
         a, g = a.flatten(0, -2), g.flatten(0, -2)
@@ -163,7 +164,7 @@ class EmbeddingBlock(KroneckerBlock):
         self.rows = [out]
 
     def _observe_inputs(self, A0: Tensor, A1: Tensor | None, a: Tensor, sequences: Sequences) -> None:
-        factors.add_frequencies(A0, a, sequences)
+        factors.add_frequencies(A0, a, sequences, self.average.divisor(sequences))
 
     def gradients_of(self, a: Tensor, g: Tensor) -> list[Tensor]:
         gradient = torch.zeros_like(self.map.weight).index_add_(0, a.flatten(), g.flatten(0, -2))
@@ -193,7 +194,7 @@ class ElementwiseBlock(Block):
     def observe(self, a: Tensor, g: Tensor, variance: Tensor | None, sequences: Sequences) -> None:
         gradients = ([g * a] if self.map.gain is not None else []) + ([g] if self.map.shift is not None else [])
         for total, gradient in zip(self.average.sums, gradients, strict=True):
-            factors.add_moments(total, None, gradient, sequences.observed)
+            factors.add_moments(total, None, gradient, self.average.divisor(sequences))
 
     def _shapes(self) -> list[tuple[int, ...]]:
         return [tuple(p.shape) for p in self.parameters]

@@ -4,7 +4,8 @@
 
 with one divisor for both, ΣT = B·E[T], the time-steps observed. `A0, A1` and `G0, G1` are averaged together, from the
 same data with the same weights, or the bound ρ(Ψ̂) ≤ 1 of appendix B.2 is lost. An average is a weighted sum and its
-weight, so that its bias correction is no separate step. This module knows tensors, not modules.
+weight, so that its bias correction is no separate step. Passes are weighted by their time-steps, so that it does not
+matter how sequences of different lengths are cut into passes. This module knows tensors, not modules.
 """
 
 from __future__ import annotations
@@ -67,34 +68,40 @@ class Sequences:
 
 
 class Average:
-    """Exponentially decayed sums of several tensors, with one weight for all of them and for the lengths."""
+    """Exponentially decayed sums of several tensors, with one weight for all of them: of a pass on sequences of mean
+    length T, T in units of the first pass's. `lengths` has the same sum of their distribution."""
 
     def __init__(self) -> None:
         self.sums: list[Tensor] = []
         self.lengths: dict[int, float] = {}
         self.weight = 0.0
+        self.unit = 0.0  # time-steps of a sequence
 
-    def decay(self, rate: float, shapes: Sequence[tuple[int, ...]], like: Tensor) -> None:
-        """Makes room for one more observation, which the caller adds to `sums`."""
+    def begin(self, sequences: Sequences, rate: float, shapes: Sequence[tuple[int, ...]], like: Tensor) -> None:
+        """Makes room for one more pass, whose products the caller adds to `sums`, divided by `divisor`."""
+        mean_length = sequences.observed / sequences.cases
         if not self.sums:
             self.sums = [like.new_zeros(shape) for shape in shapes]
+            self.unit = mean_length
         torch._foreach_mul_(self.sums, rate)
+        self.weight = rate * self.weight + mean_length / self.unit
         self.lengths = {length: rate * mass for length, mass in self.lengths.items()}
-        self.weight = rate * self.weight + 1
-
-    def add_lengths(self, sequences: Sequences) -> None:
         for length, count in sequences.lengths.items():
             self.lengths[length] = self.lengths.get(length, 0.0) + count / sequences.cases
+
+    def divisor(self, sequences: Sequences) -> float:
+        """Of the sums of products over all steps of `sequences`."""
+        return sequences.cases * self.unit
 
     def values(self) -> list[Tensor]:
         return [total / self.weight for total in self.sums]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": list(self.sums), "lengths": dict(self.lengths), "weight": self.weight}
+        return {"sums": list(self.sums), "lengths": dict(self.lengths), "weight": self.weight, "unit": self.unit}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         self.sums = [total.to(device) for total in state["sums"]]
-        self.lengths, self.weight = dict(state["lengths"]), state["weight"]
+        self.lengths, self.weight, self.unit = dict(state["lengths"]), state["weight"], state["unit"]
 
 
 def with_homogeneous_coordinate(a: Tensor) -> Tensor:
@@ -102,19 +109,19 @@ def with_homogeneous_coordinate(a: Tensor) -> Tensor:
     return F.pad(a, (0, 1), value=1.0)
 
 
-def add_moments(M0: Tensor, M1: Tensor | None, x: Tensor, observed: float) -> None:
+def add_moments(M0: Tensor, M1: Tensor | None, x: Tensor, divisor: float) -> None:
     """Adds the lag-0 and lag-1 moments of `x` `[T, B, n]`; a 1-D `M0` takes the diagonal."""
     flat = x.flatten(0, 1)
     if M0.dim() == 1:
-        M0.add_(flat.square().sum(0), alpha=1 / observed)
+        M0.add_(flat.square().sum(0), alpha=1 / divisor)
         return
-    M0.addmm_(flat.mT, flat, alpha=1 / observed)
+    M0.addmm_(flat.mT, flat, alpha=1 / divisor)
     if M1 is not None and len(x) > 1:
-        M1.addmm_(x[1:].flatten(0, 1).mT, x[:-1].flatten(0, 1), alpha=1 / observed)
+        M1.addmm_(x[1:].flatten(0, 1).mT, x[:-1].flatten(0, 1), alpha=1 / divisor)
 
 
-def add_frequencies(A0: Tensor, tokens: Tensor, sequences: Sequences) -> None:
+def add_frequencies(A0: Tensor, tokens: Tensor, sequences: Sequences, divisor: float) -> None:
     """Adds the diagonal of a one-hot input's A0: how often each token occurs."""
     if sequences.padding is not None:
         tokens = tokens[~sequences.padding]
-    A0.add_(torch.bincount(tokens.flatten(), minlength=len(A0)), alpha=1 / sequences.observed)
+    A0.add_(torch.bincount(tokens.flatten(), minlength=len(A0)), alpha=1 / divisor)

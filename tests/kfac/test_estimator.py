@@ -283,6 +283,20 @@ def test_what_stands_in_the_padding_contributes_nothing():
     assert first.blocks["rnn.l0"].average.lengths == {1: 0.25, 3: 0.25, 4: 0.25, 5: 0.25}
 
 
+def test_how_sequences_of_different_lengths_are_cut_into_passes_does_not_matter():
+    model, x, y = language_model(), tokens(1), tokens(2)
+    at_once, one_by_one = estimator(model, decay=1.0), estimator(model, decay=1.0)
+    at_once.update(lambda: Given(y, logits=model(x), lengths=torch.tensor(LENGTHS)))
+    for case, length in enumerate(LENGTHS):
+        part = slice(None, length), slice(case, case + 1)
+        one_by_one.update(lambda part=part: Given(y[part], logits=model(x[part])))
+    for name, block in at_once.blocks.items():
+        lengths = [average.lengths for average in (block.average, one_by_one.blocks[name].average)]
+        mean_lengths = [sum(T * mass for T, mass in found.items()) / sum(found.values()) for found in lengths]
+        assert mean_lengths[0] == pytest.approx(mean_lengths[1])
+        torch.testing.assert_close(values(one_by_one, name), values(at_once, name), **EXACT)
+
+
 def test_a_mask_takes_predictions_away_but_not_time_steps():
     model = language_model(layers=1)
     x, y = tokens(1), tokens(2)
@@ -360,7 +374,7 @@ def outer(x: Tensor) -> Tensor:
     return torch.outer(x, x).detach()
 
 
-def test_averages_weigh_passes_by_their_age_and_correct_the_start():
+def test_averages_weigh_passes_by_their_age_and_steps_and_correct_the_start():
     model, decay = language_model(layers=1), 0.5
     estimated, expected, weight, lengths = estimator(model, decay=decay), 0.0, 0.0, {}
     for number, steps in enumerate((3, 5, 5)):
@@ -368,7 +382,7 @@ def test_averages_weigh_passes_by_their_age_and_correct_the_start():
         estimated.update(lambda x=x, y=y: Given(y, logits=model(x)))
         cases = brute_force.language_model_series(model, x, y, [steps] * B)["rnn.l0"]
         new = torch.stack([A(cases, 0), A(cases, 1)])
-        expected, weight = decay * expected + new, decay * weight + 1
+        expected, weight = decay * expected + steps * new, decay * weight + steps
         lengths = {T: decay * mass for T, mass in lengths.items()}
         lengths[steps] = lengths.get(steps, 0.0) + 1
     torch.testing.assert_close(values(estimated, "rnn.l0")[:2], list(expected / weight), **EXACT)

@@ -37,7 +37,7 @@ def test_padding_becomes_zero_and_nothing_else_does():
 def test_moments_are_sums_of_outer_products_of_neighbours_in_time_within_a_case(steps):
     x = torch.randn(steps, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     M0, M1 = torch.zeros(2, 4, 4, dtype=torch.float64)
-    add_moments(M0, M1, x, observed=7)
+    add_moments(M0, M1, x, divisor=7)
     expected = np.zeros((2, 4, 4))
     for case in x.transpose(0, 1).numpy():
         for t in range(steps):
@@ -46,14 +46,14 @@ def test_moments_are_sums_of_outer_products_of_neighbours_in_time_within_a_case(
     np.testing.assert_allclose(M0, expected[0], rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(M1, expected[1], rtol=1e-12, atol=1e-14)
     diagonal = torch.zeros(4, dtype=torch.float64)
-    add_moments(diagonal, None, x, observed=7)
+    add_moments(diagonal, None, x, divisor=7)
     np.testing.assert_allclose(diagonal, expected[0].diagonal(), rtol=1e-12)
 
 
 def test_frequencies_are_the_diagonal_of_the_moments_of_one_hot_inputs():
     tokens = torch.randint(6, (4, 3), generator=torch.Generator().manual_seed(0))
     seen, frequencies, M0 = sequences(4, [4, 1, 2]), torch.zeros(6), torch.zeros(6, 6)
-    add_frequencies(frequencies, tokens, seen)
+    add_frequencies(frequencies, tokens, seen, seen.observed)
     add_moments(M0, None, seen.without_padding(torch.nn.functional.one_hot(tokens, 6).float()), seen.observed)
     torch.testing.assert_close(torch.diag(frequencies), M0)
     assert frequencies.sum().item() == pytest.approx(1)
@@ -67,8 +67,7 @@ def test_the_homogeneous_coordinate_comes_last():
 def test_an_average_of_equal_observations_is_the_observation_at_every_age(decay):
     average, observation = Average(), torch.tensor([[2.0, 1.0], [1.0, 3.0]])
     for _ in range(5):
-        average.decay(decay, [(2, 2)], like=observation)
-        average.add_lengths(sequences(3, [3, 1]))
+        average.begin(sequences(3, [3, 1]), decay, [(2, 2)], like=observation)
         average.sums[0] += observation
         torch.testing.assert_close(average.values()[0], observation)
         assert sum(average.lengths.values()) == pytest.approx(average.weight)
@@ -77,9 +76,24 @@ def test_an_average_of_equal_observations_is_the_observation_at_every_age(decay)
 def test_an_average_weighs_by_decay_per_observation():
     average = Average()
     for value in (1.0, 2.0, 4.0):
-        average.decay(0.5, [()], like=torch.zeros(()))
+        average.begin(sequences(3, [3, 1]), 0.5, [()], like=torch.zeros(()))
         average.sums[0] += value
     assert average.values()[0].item() == pytest.approx((0.25 * 1 + 0.5 * 2 + 4) / 1.75)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_passes_of_other_lengths_count_by_their_time_steps(decay):
+    """Σ w_p S_p / B_p over Σ w_p E_p[T], with S_p the sum of a pass's products and w_p its decay."""
+    average, generator = Average(), torch.Generator().manual_seed(0)
+    products, lengths, weights = [], [[2, 2, 2], [9, 7], [1, 4, 3, 3]], [decay**2, decay, 1.0]
+    for those in lengths:
+        seen = sequences(9, those)
+        x = seen.without_padding(torch.randn(9, len(those), 3, generator=generator, dtype=torch.float64))
+        average.begin(seen, decay, [(3, 3)], like=x)
+        add_moments(*average.sums, None, x, average.divisor(seen))
+        products.append(np.einsum("tbi,tbj->ij", x, x) / len(those))
+    expected = np.tensordot(weights, products, 1) / np.dot(weights, [np.mean(those) for those in lengths])
+    np.testing.assert_allclose(average.values()[0], expected, rtol=1e-12)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -97,9 +111,9 @@ def test_lag_one_never_exceeds_lag_zero_whatever_the_padding_and_the_averaging(l
         for t in range(1, 6):
             x[t] = memory * x[t - 1] + 0.1 * x[t]
         seen = sequences(6, lengths)
-        average.decay(decay, [(4, 4)] * 2, like=x)
+        average.begin(seen, decay, [(4, 4)] * 2, like=x)
         x = seen.without_padding(with_homogeneous_coordinate(x))
-        add_moments(*average.sums, x, seen.observed)
+        add_moments(*average.sums, x, average.divisor(seen))
     M0, M1 = (value.numpy() for value in average.values())
     spectrum, Q = np.linalg.eigh(M0 + 1e-9 * np.eye(4))
     root = Q / np.sqrt(spectrum) @ Q.T
@@ -108,10 +122,9 @@ def test_lag_one_never_exceeds_lag_zero_whatever_the_padding_and_the_averaging(l
 
 def test_a_state_holds_everything_that_an_average_is():
     average = Average()
-    average.decay(0.9, [(2,)], like=torch.zeros(2))
-    average.add_lengths(sequences(3, [3, 1]))
+    average.begin(sequences(3, [3, 1]), 0.9, [(2,)], like=torch.zeros(2))
     average.sums[0] += 1
     other = Average()
     other.load_state_dict(average.state_dict(), torch.device("cpu"))
     assert other.values()[0].tolist() == average.values()[0].tolist()
-    assert (other.lengths, other.weight) == (average.lengths, average.weight)
+    assert (other.lengths, other.weight, other.unit) == (average.lengths, average.weight, average.unit)
