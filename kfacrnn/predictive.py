@@ -158,6 +158,7 @@ class Categorical(_Predictive):
     @torch.no_grad()
     def fisher_product(self, u: Tensor, v: Tensor) -> Tensor:
         p = self._probabilities
+        u, v = (x.masked_fill(p == 0, 0) for x in (u, v))  # of classes whose logits are −∞, a change is NaN
         u, v = (x - (p * x).sum(-1, keepdim=True) for x in (u, v))  # diag(p) − ppᵀ would cancel
         return self._masked((p * u * v).sum(-1)).sum(0)
 

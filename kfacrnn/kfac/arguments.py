@@ -50,7 +50,7 @@ class Positive:
 
     def __set__(self, owner: object, value: float) -> None:
         check_positive(self._name, value)
-        owner.__dict__[self._name] = value
+        owner.__dict__[self._name] = float(value)  # of NumPy's kind it could be saved, but not loaded
 
 
 def check_settings(**settings: Any) -> None:

@@ -21,6 +21,7 @@ from kfacrnn.kfac.coverage import Row
 from kfacrnn.kfac.factors import Average, Sequences
 from kfacrnn.kfac.fisher import Diagnostics, FisherInverse, from_state
 from kfacrnn.kfac.inversion import Inversion
+from kfacrnn.kfac.layout import Pass
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,15 @@ class Block(ABC):
     def observe(self, a: Tensor, g: Tensor, variance: Tensor | None, sequences: Sequences) -> None:
         """Adds what a pass, or a process's part of it, saw. `sequences` are those of the whole pass, but for their
         padding; `variance` is E[g²], exactly, if the map's output is the logits."""
+
+    @abstractmethod
+    def gradients_of(self, a: Tensor, g: Tensor) -> list[Tensor]:
+        """The gradient that a_t and g_t add up to, of the map's rows of every parameter."""
+
+    def whole_gradients_of(self, passes: Mapping[str, Pass]) -> list[Tensor]:
+        """The same from all that `passes` saw of the parameters."""
+        a, g, _ = passes[self.name]
+        return self.gradients_of(a, g)
 
     @property
     @abstractmethod

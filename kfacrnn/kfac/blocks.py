@@ -19,7 +19,6 @@ from kfacrnn.kfac.capture import ElementwiseMap, EmbeddingMap, LinearMap, Map
 from kfacrnn.kfac.coverage import Row
 from kfacrnn.kfac.factors import Sequences
 from kfacrnn.kfac.inversion import Inversion, inversion
-from kfacrnn.kfac.layout import Pass
 from kfacrnn.kfac.maths import mean_length
 
 
@@ -74,15 +73,6 @@ class KroneckerBlock(Block):
                 M0.add_(variance.sum((0, 1)), alpha=1 / divisor)
             else:
                 factors.add_moments(M0, M1, g_split, divisor)
-
-    @abstractmethod
-    def gradients_of(self, a: Tensor, g: Tensor) -> list[Tensor]:
-        """The gradient that a_t and g_t add up to, of the map's rows of every parameter."""
-
-    def whole_gradients_of(self, passes: Mapping[str, Pass]) -> list[Tensor]:
-        """The same from all that `passes` saw of the parameters."""
-        a, g, _ = passes[self.name]
-        return self.gradients_of(a, g)
 
     @abstractmethod
     def _observe_inputs(self, A0: Tensor, A1: Tensor | None, a: Tensor, sequences: Sequences) -> None: ...
@@ -192,9 +182,14 @@ class ElementwiseBlock(Block):
         return self.average.sums, []
 
     def observe(self, a: Tensor, g: Tensor, variance: Tensor | None, sequences: Sequences) -> None:
-        gradients = ([g * a] if self.map.gain is not None else []) + ([g] if self.map.shift is not None else [])
-        for total, gradient in zip(self.average.sums, gradients, strict=True):
+        for total, gradient in zip(self.average.sums, self._gradients_of_steps(a, g), strict=True):
             factors.add_moments(total, None, gradient, self.average.divisor(sequences))
+
+    def gradients_of(self, a: Tensor, g: Tensor) -> list[Tensor]:
+        return [gradient.sum((0, 1)) for gradient in self._gradients_of_steps(a, g)]
+
+    def _gradients_of_steps(self, a: Tensor, g: Tensor) -> list[Tensor]:
+        return ([g * a] if self.map.gain is not None else []) + ([g] if self.map.shift is not None else [])
 
     def _shapes(self) -> list[tuple[int, ...]]:
         return [tuple(p.shape) for p in self.parameters]

@@ -91,6 +91,7 @@ class Tap:
     time_first: bool | None = True
     lengths: Tensor | None = None
     is_step: bool = False
+    version: int = 0  # of a, which autograd counts up with every change in place
 
 
 class Tape(list[Tap]):
@@ -101,7 +102,8 @@ class Tape(list[Tap]):
 
     def record(self, map: Map, a: Tensor, s: Tensor, time_first: bool | None = True, **more: Any) -> None:
         if not self.closed:
-            self.append(Tap(map, a.detach(), s, time_first, **more))
+            a = a.detach()
+            self.append(Tap(map, a, s, time_first, version=a._version, **more))
 
 
 class Recorder:

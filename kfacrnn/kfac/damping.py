@@ -49,8 +49,8 @@ class Damping:
     """
 
     def __init__(self, lasting: float, first: float | None, rule: LevenbergMarquardt | None):
-        self.lasting = lasting
-        self._first = first or 0.0
+        self.lasting = float(lasting)
+        self._first = float(first or 0.0)
         self._rule = rule
 
     def before(self, update: int) -> float:

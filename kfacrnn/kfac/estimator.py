@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kfacrnn.kfac import randomness
 from kfacrnn.kfac.block import Block, Curvature
-from kfacrnn.kfac.blocks import KroneckerBlock, block_of
+from kfacrnn.kfac.blocks import block_of
 from kfacrnn.kfac.capture import Recorder, Tap, Tape
 from kfacrnn.kfac.coverage import Coverage, Row
 from kfacrnn.kfac.distribution import Alone
@@ -42,7 +43,7 @@ class Finding:
         sequences = {name: Sequences.together([f.sequences[name] for f in findings]) for name in first.sequences}
         not_finite = next((f.not_finite for f in findings if f.not_finite), None)
         incomplete = next((f.incomplete for f in findings if f.incomplete), None)
-        steps = sorted({max(seen.steps for seen in f.sequences.values()) for f in findings})
+        steps = sorted({max((seen.steps for seen in f.sequences.values()), default=0) for f in findings})
         if len(steps) > 1:
             incomplete = f"the processes have sequences of {steps} steps: pad all to as many, as by total_length"
         return cls(sequences, set.intersection(*(f.logits for f in findings)), not_finite, incomplete)
@@ -106,8 +107,8 @@ class Estimator:
                 *gradients, logits_gradient = torch.autograd.grad(loss, sources, allow_unused=True)
         with torch.no_grad(), self._full_precision():
             passes = self._passes(taps, gradients, distribution)
-            for kronecker, _ in whole:
-                kronecker.meet_logits(passes[kronecker.name].g, logits_gradient)
+            for block, _ in whole:
+                block.meet_logits(passes[block.name].g, logits_gradient)
             all_saw = Finding.of_all(self._distribution.gathered(self._finding(passes, whole)))
             if (name := all_saw.not_finite) is not None:
                 if is_first:
@@ -151,13 +152,12 @@ class Estimator:
     @contextmanager
     def private_randomness(self) -> Iterator[None]:
         """Dropout in a pass for K-FAC's own use draws from the private generator, not from the training run's."""
-        cuda = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda):
-            seed = self._seed() + self._distribution.rank  # each process has noise of its own
-            # Not torch.manual_seed, which reseeds every CUDA device, those that are not forked included.
-            for generator in (torch.default_generator, *(torch.cuda.default_generators[d.index] for d in cuda)):
-                generator.manual_seed(seed)
+        restore = randomness.kept(self.device)
+        try:
+            randomness.seed(self._seed() + self._distribution.rank, self.device)  # each process has noise of its own
             yield
+        finally:
+            restore()
 
     def _taps_of_blocks(self, tape: Tape) -> dict[str, list[Tap]]:
         """In the order in which the maps were used: once for all time-steps, or at each of them."""
@@ -165,6 +165,8 @@ class Estimator:
         for tap in tape:
             name = self._names.get(id(tap.map))
             if name is not None:
+                if tap.a._version != tap.version:
+                    raise ValueError(f"{name}: its input was changed in place, by += or the like, after it was used")
                 taps.setdefault(name, []).append(tap)
         unused = sorted(set(self.blocks) - set(taps))
         if unused:
@@ -180,9 +182,11 @@ class Estimator:
         if not loss.requires_grad:
             raise ValueError("the predictions have no gradient: forward must not detach them, nor run under no_grad")
 
-    def _parameter_gradients(self, loss: Tensor) -> list[tuple[KroneckerBlock, list[Tensor]]]:
-        blocks = [block for block in self.moving.values() if isinstance(block, KroneckerBlock)]
+    def _parameter_gradients(self, loss: Tensor) -> list[tuple[Block, list[Tensor]]]:
+        blocks = self.moving.values()
         parameters = [p for block in blocks for p in block.parameters]
+        if not parameters:
+            return []
         found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
         rest = iter(found)
         return [(block, block.own_rows([next(rest) for _ in block.parameters])) for block in blocks]
@@ -215,7 +219,7 @@ class Estimator:
                 f"batch_first={not distribution.batch_first}; if not, take more or fewer sequences"
             )
 
-    def _finding(self, passes: dict[str, Pass], whole: list[tuple[KroneckerBlock, list[Tensor]]]) -> Finding:
+    def _finding(self, passes: dict[str, Pass], whole: list[tuple[Block, list[Tensor]]]) -> Finding:
         is_idle = self._distribution.is_idle
         sequences = {name: seen.sequences.counted(0 if is_idle else 1) for name, seen in passes.items()}
         logits = {name for name, block in self.blocks.items() if block.is_logits}
@@ -322,9 +326,9 @@ def _beyond_the_end(passes: dict[str, Pass]) -> str | None:
     )
 
 
-def _incomplete(block: KroneckerBlock, passes: Mapping[str, Pass], whole: list[Tensor]) -> str | None:
-    """A complaint unless Σ g_t a_tᵀ is the gradient of the log-loss: a parameter that acts elsewhere too, as in
-    F.linear(h, embedding.weight), would get a curvature that knows nothing of it.
+def _incomplete(block: Block, passes: Mapping[str, Pass], whole: list[Tensor]) -> str | None:
+    """A complaint unless Σ g_t a_tᵀ, or Σ g_t ⊙ a_t, is the gradient of the log-loss: a parameter that acts elsewhere
+    too, as in F.linear(h, embedding.weight), would get a curvature that knows nothing of it.
 
     What is compared may be in bf16; Σ may cancel to its rounding, hence the term that does not.
     """

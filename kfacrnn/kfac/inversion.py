@@ -73,7 +73,8 @@ def inversion(
     if A1 is None or G1 is None:
         approximation, A1, G1 = "indep", torch.zeros_like(A0), [torch.zeros_like(M0) for M0 in G0]
     modes, of = FORMS[approximation]
-    has_few_lags = lag_tolerance > 0 and approximation != "indep"
+    is_dense = all(M0.dim() == 2 for M0 in (A0, *G0))  # the modes of a diagonal side are its coordinates
+    has_few_lags = lag_tolerance > 0 and approximation != "indep" and is_dense
     time, dtype = Time(length_distribution(lengths), gamma_max), A0.dtype
 
     @torch.no_grad()

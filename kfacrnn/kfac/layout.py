@@ -41,6 +41,8 @@ def seen_by(
     lead = given
     if time_first is None and lead == (cases,):
         return Pass(a.unsqueeze(0), g.unsqueeze(0), sequences.once())
+    if time_first is None and lead == (1, cases) and steps > 1:  # as an RNN's last state
+        return Pass(a, g, sequences.once())
     if time_first is None and batch_first and len(lead) == 2:
         a, g, lead = a.transpose(0, 1), g.transpose(0, 1), lead[::-1]
     if lead == (steps, cases):
@@ -67,7 +69,8 @@ def _misfit(lead: tuple[int, ...], sequences: Sequences, uses: int, batch_first:
         return f"{found}; a model whose batch comes first says so in its predictive distribution: batch_first=True"
     return (
         f"{found}, and all maps share the predictions' steps; where only some are predicted, such as the last, give "
-        "logits for all, as by expand, and a mask that is True there"
+        "logits for all, as by expand, and a mask that is True there; what has other steps, such as an encoder, is for "
+        "another optimiser: leave its parameters out of `params`"
     )
 
 
@@ -80,7 +83,7 @@ def _over_time(name: str, uses: Sequence[Tap], gradients: Sequence[Tensor], batc
     if any(x.dim() != 2 for x in g):
         raise ValueError(
             f"{name} was used {len(uses)} times in one forward pass: use it once for all time-steps, or once at each "
-            "of them, on [B, …]"
+            "of them, on [B, …], or leave its parameters out of `params`, for another optimiser"
         )
     if len(sizes := {len(x) for x in g}) > 1:
         raise ValueError(

@@ -46,9 +46,10 @@ def length_distribution(lengths: Lengths) -> dict[int, float]:
 
     Raises ValueError for lengths that are not positive integers and weights that are negative, not finite or all zero.
     """
-    weights = {operator.index(lengths): 1.0} if isinstance(lengths, SupportsIndex) else lengths
-    if not isinstance(weights, Mapping):
-        raise ValueError(f"lengths must be a mapping from length to weight, or one length, got {lengths!r}")
+    try:
+        weights = lengths if isinstance(lengths, Mapping) else {operator.index(lengths): 1.0}
+    except TypeError:
+        raise ValueError(f"lengths must be a mapping from length to weight, or one length, got {lengths!r}") from None
     distribution: dict[int, float] = {}
     for length, weight in weights.items():
         try:
@@ -58,7 +59,7 @@ def length_distribution(lengths: Lengths) -> dict[int, float]:
         if steps < 1 or not math.isfinite(omega) or omega < 0:
             raise ValueError(f"lengths must map positive integers to finite weights >= 0, got {length!r}: {weight!r}")
         if omega > 0:
-            distribution[steps] = omega
+            distribution[steps] = distribution.get(steps, 0.0) + omega  # keys may be tensors, equal and not the same
     total = sum(distribution.values())
     if not 0 < total < math.inf:
         raise ValueError(f"lengths must have a positive, finite total weight, got {lengths!r}")

@@ -35,7 +35,15 @@ from kfacrnn.kfac.distribution import distribution
 from kfacrnn.kfac.estimator import Estimator
 from kfacrnn.kfac.inverses import Inverses
 from kfacrnn.kfac.maths import GAMMA_MAX
-from kfacrnn.kfac.quadratic import STAY, Chosen, QuadraticModel, common_schedule_factor, plane, repeatable
+from kfacrnn.kfac.quadratic import (
+    STAY,
+    Chosen,
+    QuadraticModel,
+    common_schedule_factor,
+    plane,
+    repeatable,
+    require_repeatable,
+)
 from kfacrnn.kfac.step_size import Bounded
 from kfacrnn.kfac.update import Directions, Taken, move, preconditioned, predicted_change, running, steps
 from kfacrnn.predictive import Distribution
@@ -164,6 +172,7 @@ class KFAC(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         check_group(group)
+        group |= {name: float(group[name]) for name in self.defaults if not isinstance(group[name], Tensor)}
         group["first_lr"] = float(group["lr"])  # a scheduler changes lr; what it has made of this one is s
 
     # ------------------------------------------------------------------------------------------------- statistics
@@ -185,8 +194,8 @@ class KFAC(torch.optim.Optimizer):
         `lambda: Categorical(logits=model(x_part))`; with fisher="empirical" it returns `(distribution, targets)`. The
         sequences may be a part of the batch. Gradients of parameters are neither computed nor touched, and the global
         random generators are left as they were. A pass that is not finite is left out and counted. Raises ValueError if
-        a map was not used, or neither in one call over all time-steps nor in one at each of them, or if the log-loss
-        depends on a parameter in other ways than through its map.
+        a map was not used, or neither in one call over all time-steps nor in one at each of them, if its input was
+        changed in place, or if the log-loss depends on a parameter in other ways than through its map.
         """
         if self._estimator.update(forward):
             self._passes.newest = self._updates
@@ -208,11 +217,12 @@ class KFAC(torch.optim.Optimizer):
         the update counts as skipped.
 
         `forward`, for a `quadratic_model`, runs the model on `quadratic_cases` and returns its predictive distribution.
-        It is called up to five times, without gradients or autocast, with noise that is not the training run's.
+        It is called up to five times, without gradients or autocast, with noise that is not the training run's but the
+        same each time; a recurrent state it must leave as it is.
 
         Raises RuntimeError before the first `update_statistics`, and ValueError if the very first factors cannot be
-        inverted, if a block has only some of its gradients, if a parameter was unfrozen meanwhile, or if there is a
-        `forward` without a quadratic model or the other way round.
+        inverted, if a block has only some of its gradients, if a parameter was unfrozen meanwhile, if there is a
+        `forward` without a quadratic model or the other way round, or if it predicts otherwise when called again.
         """
         check_forward(forward is not None, self.quadratic_model is not None)
         self._estimator.require_frozen(p for group in self.param_groups for p in group["params"])
@@ -253,7 +263,10 @@ class KFAC(torch.optim.Optimizer):
         if self._velocity_curvature > 0:
             foretold.append((running("velocity", directions, self.state), self._velocity_curvature))
         with self._estimator.private_randomness():
-            found = plane(repeatable(forward, self._estimator.device), list(directions), foretold, self.loss_scale)
+            forward = repeatable(forward, self._estimator.device)
+            if not self._updates:
+                require_repeatable(forward)
+            found = plane(forward, list(directions), foretold, self.loss_scale)
         return found.averaged(self._distribution.mean).chosen(self._damping.before(self._updates), s)
 
     def _taken(self, rule: Bounded | Chosen, directions: Directions, curvature: float) -> Taken:
@@ -275,7 +288,7 @@ class KFAC(torch.optim.Optimizer):
     @damping.setter
     def damping(self, value: float) -> None:
         check_positive("damping", value)
-        self._damping.lasting = value
+        self._damping.lasting = float(value)
 
     @property
     def reduction_due(self) -> bool:

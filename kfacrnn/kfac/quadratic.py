@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from kfacrnn.kfac.arguments import check
+from kfacrnn.kfac.randomness import kept
 from kfacrnn.kfac.step_size import schedule_factor
 from kfacrnn.kfac.update import gradients
 from kfacrnn.predictive import Distribution
@@ -186,17 +187,24 @@ def mean_length(distribution: Distribution) -> float:
 def repeatable(forward: Callable[[], Distribution], device: torch.device) -> Callable[[], Distribution]:
     """`forward` in full precision and with the same noise whenever it is called: that of the global generators as they
     are now. Compiled models run as they were written, for differences of what one code computes."""
-    cpu = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    restore = kept(device)
 
     def again() -> Distribution:
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda, device)
+        restore()
         with torch.autocast(device.type, enabled=False), torch.compiler.set_stance("force_eager"):
             return forward()
 
     return again
+
+
+def require_repeatable(forward: Callable[[], Distribution]) -> None:
+    """Raises ValueError where two calls predict differently, beyond rounding: differences between calls say nothing of
+    the parameters then."""
+    if not torch.allclose(forward().logits, forward().logits, rtol=1e-3, atol=1e-5, equal_nan=True):
+        raise ValueError(
+            "forward for the quadratic model predicts otherwise when it is called again: it is to begin with the same "
+            "state every time, and its noise must come from the generators of torch, random or NumPy"
+        )
 
 
 def common_schedule_factor(groups: Sequence[Mapping[str, Any]]) -> float:

@@ -12,8 +12,8 @@ from torch import nn
 from kfacrnn.kfac.capture import Map, Tape
 
 
-def _parameter_ids(maps: tuple[Map, ...]) -> list[int]:
-    return [id(parameter) for map in maps for parameter in map.parameters]
+def _identity(map: Map) -> tuple[str | int, ...]:
+    return map.name, *(id(parameter) for parameter in map.parameters)
 
 
 class Capturable(nn.Module):
@@ -24,10 +24,9 @@ class Capturable(nn.Module):
     _maps: tuple[Map, ...] = ()
 
     def maps(self) -> tuple[Map, ...]:
-        """The maps of this layer: the same objects at every call, as long as the layer holds the same parameters."""
-        maps = self._build_maps()
-        if _parameter_ids(maps) != _parameter_ids(self._maps):
-            self._maps = maps
+        """The maps of this layer: the same objects at every call, each as long as its parameters are the same ones."""
+        known = {_identity(map): map for map in self._maps}
+        self._maps = tuple(known.get(_identity(map), map) for map in self._build_maps())
         return self._maps
 
     def _build_maps(self) -> tuple[Map, ...]:

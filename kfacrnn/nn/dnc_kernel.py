@@ -99,14 +99,13 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, drive: Tensor, weight: Tensor, a: Tensor) -> Tensor:
-        ctx.save_for_backward(a)  # which the recurrence has yet to fill
+        ctx.a = a  # which the recurrence has yet to fill: a saved tensor may be copied, or sent away, at once
         return drive.view_as(drive)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
-        (a,) = ctx.saved_tensors
-        return g, g.flatten(0, 1).t() @ a.flatten(0, 1), None
+        return g, g.flatten(0, 1).t() @ ctx.a.flatten(0, 1), None
 
 
 class _Recurrence(torch.autograd.Function):

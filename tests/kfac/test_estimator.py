@@ -297,6 +297,62 @@ def test_how_sequences_of_different_lengths_are_cut_into_passes_does_not_matter(
         torch.testing.assert_close(values(one_by_one, name), values(at_once, name), **EXACT)
 
 
+class Residual(nn.Module):
+    """With a branch that begins at zero, added in place or not."""
+
+    def __init__(self, in_place: bool):
+        super().__init__()
+        self.in_place, self.embedding = in_place, nn.Embedding(V, 3)
+        self.branch, self.output = nn.Linear(3, 3), nn.Linear(3, V)
+        nn.init.zeros_(self.branch.weight)
+        nn.init.zeros_(self.branch.bias)
+
+    def forward(self, x):
+        h = self.embedding(x) * 1
+        if self.in_place:
+            h += self.branch(h)
+            return self.output(h)
+        return self.output(h + self.branch(h))
+
+
+def test_an_input_that_was_changed_in_place_is_refused_where_autocast_lets_it_pass():
+    for in_place in (False, True):
+        model = Residual(in_place)
+        estimated = estimator(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = partial(model, tokens())
+            if in_place:
+                with pytest.raises(ValueError, match=r"^branch: its input was changed in place"):
+                    estimated.update(lambda logits=logits: Categorical(logits()))
+            else:
+                estimated.update(lambda logits=logits: Categorical(logits()))
+
+
+class Normed(nn.Module):
+    def __init__(self, norm: nn.LayerNorm, twice: bool):
+        super().__init__()
+        self.twice, self.embedding, self.norm, self.output = twice, nn.Embedding(V, 3), norm, nn.Linear(3, V)
+
+    def forward(self, x):
+        h = self.norm(self.embedding(x))
+        if self.twice:
+            h = F.layer_norm(h + 1, (3,), self.norm.weight, self.norm.bias)
+        return self.output(h)
+
+
+class RootMeanSquare(nn.LayerNorm):
+    def forward(self, x):
+        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+
+
+@pytest.mark.parametrize(("norm", "twice"), [(nn.LayerNorm, True), (RootMeanSquare, False)])
+def test_a_gain_that_acts_otherwise_than_its_map_does_is_refused(norm, twice):
+    torch.manual_seed(0)
+    model = Normed(norm(3), twice)
+    with pytest.raises(ValueError, match=r"norm\.weight.*: the loss depends on it in other ways than through norm"):
+        estimator(model).update(lambda: Categorical(model(tokens())))
+
+
 def test_a_mask_takes_predictions_away_but_not_time_steps():
     model = language_model(layers=1)
     x, y = tokens(1), tokens(2)
@@ -368,6 +424,16 @@ def test_a_map_that_is_used_once_per_sequence_has_one_step_per_case():
     assert not A1.any()
     assert not G1.any()
     assert estimated.blocks["once"].average.lengths == {1: 1.0}
+
+
+def test_the_last_state_of_a_layer_with_an_axis_of_layers_counts_once_per_sequence():
+    model, x, condition = Conditioned().double(), torch.randn(T, B, 2).double(), torch.randn(B, 2).double()
+    averages = []
+    for given in (condition, condition.unsqueeze(0)):
+        estimated = estimator(model)
+        estimated.update(lambda given=given: Given(tokens(2), logits=model(x, given)))
+        averages.append(values(estimated, "once"))
+    torch.testing.assert_close(*averages, rtol=0, atol=0)
 
 
 def outer(x: Tensor) -> Tensor:

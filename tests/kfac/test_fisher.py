@@ -336,6 +336,19 @@ def modes_in(A: Pair, G: Pair) -> tuple[list[float], list[float]]:
     return found[0], found[1]
 
 
+@pytest.mark.parametrize("approximation", ["option1", "option2"])
+@pytest.mark.parametrize("diagonal", ["A", "G", "AG"])
+def test_a_tolerance_changes_nothing_beside_a_diagonal_side(approximation, diagonal):
+    A, G = from_sequences(9, seeded(30), 0.9), from_sequences(5, seeded(31), -0.8)
+    factors = [M.diagonal() if side in diagonal else M for side, pair in zip("AG", (A, G), strict=True) for M in pair]
+    exact, few = (
+        fisher_inverse(approximation, *factors, lengths=6, damping=0.1, lag_tolerance=tolerance)
+        for tolerance in (0.0, 0.5)
+    )
+    Z = gradient(G, A)
+    assert torch.equal(few.multiply(Z), exact.multiply(Z))
+
+
 @pytest.mark.parametrize("approximation", ["option1", "option2", "option1_abs"])
 @pytest.mark.parametrize("lengths", [{35: 1.0}, {1: 0.25, 5: 0.25, 36: 0.5}], ids=["equal", "of several lengths"])
 def test_a_tolerance_below_every_mode_changes_nothing_and_one_above_all_leaves_indep(approximation, lengths):

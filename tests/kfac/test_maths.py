@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 
@@ -58,11 +60,19 @@ def test_eta_keeps_the_shape_and_handles_more_elements_than_one_chunk():
 
 @pytest.mark.parametrize(
     "lengths",
-    [{}, {0: 1.0}, {-3: 1.0}, {2.5: 1.0}, {5: -1.0}, {5: math.nan}, {5: math.inf}, {5: 0.0}, {5: "x"}, 0, "35", None],
-)
+    [
+        {}, {0: 1.0}, {-3: 1.0}, {2.5: 1.0}, {5: -1.0}, {5: math.nan}, {5: math.inf}, {5: 0.0}, {5: "x"}, 0, "35", None,
+        torch.tensor([3, 4]), np.array([3, 4]),
+    ],
+)  # fmt: skip
 def test_lengths_that_are_no_distribution_are_refused_by_name(lengths):
     with pytest.raises(ValueError, match="lengths"):
         eta(torch.zeros(1), lengths)
+
+
+def test_lengths_counted_as_tensors_are_counted_together():
+    lengths = torch.tensor([5, 5, 5, 2])
+    assert maths.length_distribution(Counter(lengths)) == {2: 0.25, 5: 0.75}
 
 
 def test_mean_length_weighs_every_length():

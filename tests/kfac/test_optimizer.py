@@ -7,6 +7,7 @@ import io
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -335,6 +336,16 @@ def test_a_run_continues_from_its_state_bit_for_bit(approximation, delay, tolera
         go(*each, range(9, 16))
     assert_same(model, other)
     assert resumed.stats() == optimizer.stats()
+
+
+def test_settings_of_numpys_kind_leave_a_state_that_loads():
+    one, half = np.float64(1.0), np.float64(0.5)
+    options = {"lr": one, "damping": half, "first_damping": one, "momentum": half, "weight_decay": half}
+    optimizer = KFAC(language_model(), loss_scale=np.mean([5, 5]), kl_clip=np.float32(0.5), **options)
+    optimizer.damping = one
+    state = saved(optimizer.state_dict())
+    assert state["kfac"]["numbers"]["loss_scale"] == 5
+    assert state["param_groups"][0]["lr"] == 1
 
 
 def test_a_state_before_the_first_statistics_can_be_loaded():
@@ -744,6 +755,37 @@ def test_what_no_block_covers_is_refused_by_name_unless_it_may_follow_the_gradie
     before = model.h0.detach().clone()
     train(model, optimizer, [0])
     torch.testing.assert_close(model.h0.detach(), before - optimizer.stats()["step_size"] * model.h0.grad)
+
+
+class Unigrams(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(V))
+
+    def forward(self, x):
+        return self.logits.expand(*x.shape, V)
+
+
+def test_what_has_no_matrix_to_train_is_trained_too():
+    """Gains and shifts alone, and parameters that follow the gradient alone."""
+    norms = language_model()
+    norms.requires_grad_(False)
+    norms.norm.requires_grad_(True)
+    for model, fallback in ((norms, None), (Unigrams(), "gradient")):
+        optimizer = KFAC(model, loss_scale=T, fallback=fallback)
+        first, *_, last = train(model, optimizer, [0] * 30)
+        assert last < first
+
+
+def test_a_weight_computed_from_others_leaves_the_other_layers_their_blocks():
+    model = language_model(layers=2)
+    nn.utils.parametrizations.weight_norm(model.rnn, "weight_hh_l0")
+    optimizer = KFAC(model, loss_scale=T, fallback="gradient")
+    rows = {row.block: row.approximation for row in optimizer.coverage()}
+    assert rows["rnn.l1.i"] == "option2"
+    assert "rnn.l0.i" not in rows
+    first, *_, last = train(model, optimizer, [0] * 30)
+    assert last < first
 
 
 class WithAttention(LanguageModel):

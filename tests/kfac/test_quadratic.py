@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import io
 import math
+import random
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -371,6 +373,71 @@ def test_noise_is_the_same_in_all_passes_of_a_step_and_another_in_the_next():
     optimizer.step(forward=lambda: Categorical(model(tokens(0))))
     assert not torch.equal(first, seen[-1])
     assert torch.equal(torch.get_rng_state(), global_noise)
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random], ids=["random", "numpy"])
+def test_noise_may_come_from_python_or_numpy(draw):
+    model, seen = text(), []
+    optimizer = KFAC(model, loss_scale=T, quadratic_model=QuadraticModel())
+
+    def forward():
+        seen.append(draw())
+        return Categorical((1 + seen[-1]) * model(tokens(0)))
+
+    optimizer.update_statistics(forward)
+    model(tokens(0)).square().sum().backward()
+    optimizer.step(forward=forward)
+    assert len(seen) > 3
+    assert len(set(seen[1:])) == 1
+
+
+@pytest.mark.parametrize(("draw", "seed"), [(random.random, random.seed), (np.random.random, np.random.seed)])
+def test_passes_for_k_fac_draw_nothing_from_the_training_runs_noise(draw, seed):
+    model, draws = text(), []
+    for passes in (0, 1):
+        optimizer = KFAC(model, loss_scale=T)
+        seed(3)
+        for _ in range(passes):
+            optimizer.update_statistics(lambda: Categorical((1 + draw()) * model(tokens(0))))
+        draws.append(draw())
+    assert draws[0] == draws[1]
+
+
+def test_predictions_that_cannot_be_repeated_are_refused_before_anything_moves():
+    model, calls = text(), []
+    optimizer = KFAC(model, loss_scale=T, quadratic_model=QuadraticModel())
+
+    def stateful():
+        calls.append(None)
+        return Categorical(model(tokens(0)) * len(calls))
+
+    optimizer.update_statistics(stateful)
+    model(tokens(0)).square().sum().backward()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="predicts otherwise when it is called again"):
+        optimizer.step(forward=stateful)
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+
+
+def test_classes_that_are_ruled_out_change_nothing():
+    """By logits of −∞ or by very low ones: both have a probability of 0."""
+    moved = []
+    for low in (-math.inf, -1e4):
+        model = text()
+        optimizer = KFAC(model, loss_scale=T, quadratic_model=QuadraticModel())
+
+        def predicted(inputs, model=model, low=low):
+            return model(inputs).masked_fill(torch.arange(V) >= 3, low)
+
+        for update in range(3):
+            forward = partial(lambda predicted, x: Categorical(predicted(x)), predicted, tokens(update))
+            optimizer.update_statistics(forward)
+            optimizer.zero_grad()
+            forward().log_loss(tokens(update + 1) % 3).mean().backward()
+            optimizer.step(forward=forward)
+        assert optimizer.stats()["skipped_updates"] == 0
+        moved.append(list(model.parameters()))
+    torch.testing.assert_close(*moved, rtol=1e-12, atol=1e-14)
 
 
 def test_a_run_continues_from_its_state_bit_for_bit():

@@ -195,6 +195,16 @@ CONFIGURATIONS = {
 
 
 @pytest.mark.usefixtures("steps")
+def test_gradients_are_the_same_where_saved_tensors_are_copied_at_once():
+    model, x, weights = make()
+    expected = gradients(case_loss(model(x), weights), model)
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda copied: copied):
+        logits = model(x)
+    for name, gradient in gradients(case_loss(logits, weights), model).items():
+        assert torch.equal(gradient, expected[name]), name
+
+
+@pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize("options", CONFIGURATIONS.values(), ids=CONFIGURATIONS.keys())
 def test_outputs_and_gradients_equal_the_case_by_case_evaluation(options):
     model, x, weights = make(**options)
