@@ -7,7 +7,7 @@ import pytest
 
 from kfacrnn import provenance
 from kfacrnn.errors import UserError
-from kfacrnn.nn import pointwise
+from kfacrnn.nn import compiler, pointwise
 
 
 @pytest.fixture
@@ -15,9 +15,9 @@ def undecided(tmp_path, monkeypatch):
     """As a process starts, with an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("KFACRNN_POINTWISE", raising=False)
-    pointwise._decide.cache_clear()
+    compiler._decide.cache_clear()
     yield monkeypatch
-    pointwise._decide.cache_clear()
+    compiler._decide.cache_clear()
 
 
 def test_versions_say_that_steps_are_compiled_where_they_can_be(undecided):

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kfacrnn.nn import pointwise
+from kfacrnn.nn import compiler
 
 SOURCE = Path(__file__).with_name("dnc.c")
 # Longer vectors than a usual word of 16 numbers fills would be slower.
-FLAGS = (*pointwise.FLAGS, *(("-mprefer-vector-width=256",) if platform.machine() == "x86_64" else ()))
+FLAGS = ("-mprefer-vector-width=256",) if platform.machine() == "x86_64" else ()
 REALS = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -38,7 +38,7 @@ def kernel_for(dtype: torch.dtype, device: torch.device) -> ctypes.CDLL | None:
     torch.compile, which cannot look into it."""
     if device.type != "cpu" or dtype not in REALS or torch.compiler.is_compiling():
         return None
-    library = pointwise.compiled(SOURCE, (*FLAGS, f"-Dreal={REALS[dtype]}"))
+    library = compiler.library(SOURCE, *FLAGS, f"-Dreal={REALS[dtype]}")
     if library is not None and library.record_size.argtypes is None:
         _declare(library)
     return library

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kfacrnn.nn import pointwise
+from kfacrnn.nn import compiler, pointwise
 
 
 @pytest.fixture(scope="session")
@@ -21,8 +21,8 @@ def path(request: pytest.FixtureRequest, compiled_cache: Path, monkeypatch: pyte
     """Which of the two is used during the test. Skips the compiled one where there is no compiler."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(compiled_cache))
     monkeypatch.setenv("KFACRNN_POINTWISE", "torch" if request.param == "torch" else "auto")
-    pointwise._decide.cache_clear()
+    compiler._decide.cache_clear()
     if request.param == "compiled" and pointwise.status() != "compiled":
         pytest.skip(pointwise.status())
     yield request.param
-    pointwise._decide.cache_clear()
+    compiler._decide.cache_clear()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kfacrnn.kfac.capture import Tape
-from kfacrnn.nn import DNC, dnc, dnc_kernel, pointwise
+from kfacrnn.nn import DNC, compiler, dnc, dnc_kernel, pointwise
 
 CPU = torch.device("cpu")
 
@@ -113,11 +113,11 @@ def test_without_a_compiler_the_steps_are_torchs(tmp_path, monkeypatch):
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    pointwise._decide.cache_clear()
+    compiler._decide.cache_clear()
     try:
         assert dnc_kernel.kernel_for(torch.float32, CPU) is None
         found = evaluate(model, x, weights)
     finally:
-        pointwise._decide.cache_clear()
+        compiler._decide.cache_clear()
     for plain, compiled in zip(found, expected, strict=True):
         assert (plain - compiled).abs().max() < 1e-5 * compiled.abs().max()
