@@ -26,7 +26,7 @@ from kfacrnn.bench.cost_model import Link, Machine, Pace, kfac, sgd
 from kfacrnn.bench.sharing import Settings, Sizes, blocks, shared
 from kfacrnn.kfac.block import Curvature
 from kfacrnn.kfac.capture import Recorder
-from kfacrnn.kfac.estimator import _partition
+from kfacrnn.kfac.partition import partition
 from kfacrnn.nn import LSTM
 from kfacrnn.predictive import Categorical
 from tests import scripts
@@ -74,7 +74,7 @@ def test_the_blocks_are_those_of_the_real_model(sizes: Sizes, approximation: str
     with torch.device("meta"):
         model = Model(sizes)
     curvature = Curvature(approximation, 4096, 1e10)
-    real, _ = _partition(model, Recorder(model), set(model.parameters()), curvature)
+    real, _ = partition(model, Recorder(model), set(model.parameters()), curvature)
     real["softmax"].is_logits = True
     counted = {block.name: block for block in blocks(sizes, Settings(approximation))}
     assert set(counted) == set(real)

@@ -7,9 +7,9 @@ nothing of inverses or steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,36 +17,15 @@ from torch import Tensor, nn
 
 from kfacrnn.kfac import randomness
 from kfacrnn.kfac.block import Block, Curvature
-from kfacrnn.kfac.blocks import block_of
 from kfacrnn.kfac.capture import Recorder, Tap, Tape
 from kfacrnn.kfac.coverage import Coverage, Row
 from kfacrnn.kfac.distribution import Alone
 from kfacrnn.kfac.factors import Sequences
+from kfacrnn.kfac.findings import Finding, beyond_the_end, first_not_finite, incomplete
 from kfacrnn.kfac.layout import Pass, require_lengths, seen_by
 from kfacrnn.kfac.maths import DecompositionError
-from kfacrnn.kfac.tied import can_be_tied, tied_blocks
+from kfacrnn.kfac.partition import partition
 from kfacrnn.predictive import Distribution
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a process, or all of them, saw in a pass, as far as it decides what is made of it."""
-
-    sequences: dict[str, Sequences]  # by block, without padding
-    logits: set[str]  # blocks that compute them
-    not_finite: str | None  # a map
-    incomplete: str | None  # what to complain of
-
-    @classmethod
-    def of_all(cls, findings: Sequence[Finding]) -> Finding:
-        first, *_ = findings
-        sequences = {name: Sequences.together([f.sequences[name] for f in findings]) for name in first.sequences}
-        not_finite = next((f.not_finite for f in findings if f.not_finite), None)
-        incomplete = next((f.incomplete for f in findings if f.incomplete), None)
-        steps = sorted({max((seen.steps for seen in f.sequences.values()), default=0) for f in findings})
-        if len(steps) > 1:
-            incomplete = f"the processes have sequences of {steps} steps: pad all to as many, as by total_length"
-        return cls(sequences, set.intersection(*(f.logits for f in findings)), not_finite, incomplete)
 
 
 class Estimator:
@@ -73,7 +52,7 @@ class Estimator:
         self._decay = decay
         self._empirical = curvature.empirical
         self._distribution = distribution or Alone()
-        self.blocks, self.uncovered = _partition(model, self._recorder, trained, curvature)
+        self.blocks, self.uncovered = partition(model, self._recorder, trained, curvature)
         self._distribution.place(self.blocks)
         self._names = {id(block.map): name for name, block in self.blocks.items()}
         self._parameter = next(p for p in model.parameters() if p in trained)
@@ -223,13 +202,12 @@ class Estimator:
         is_idle = self._distribution.is_idle
         sequences = {name: seen.sequences.counted(0 if is_idle else 1) for name, seen in passes.items()}
         logits = {name for name, block in self.blocks.items() if block.is_logits}
-        not_finite = None if is_idle else _first_not_finite(passes)
+        not_finite = None if is_idle else first_not_finite(passes)
         complaints: list[str | None] = []
         if not_finite is None:
-            complaints += [_beyond_the_end(passes)]
-            complaints += [_incomplete(block, passes, gradients) for block, gradients in whole]
-        incomplete = next(filter(None, complaints), None)
-        return Finding(sequences, logits, not_finite, incomplete)
+            complaints += [beyond_the_end(passes)]
+            complaints += [incomplete(block, passes, gradients) for block, gradients in whole]
+        return Finding(sequences, logits, not_finite, next(filter(None, complaints), None))
 
     def _observe(self, passes: dict[str, Pass], distribution: Distribution, all_saw: Finding) -> None:
         for name, block in self.blocks.items():
@@ -270,75 +248,3 @@ class Estimator:
         for parameter in parameters:
             if parameter.requires_grad and parameter in self._frozen:
                 raise ValueError(f"{self._frozen[parameter]} was unfrozen after the optimiser was made: make a new one")
-
-
-def _partition(
-    model: nn.Module, recorder: Recorder, trained: set[Tensor], curvature: Curvature
-) -> tuple[dict[str, Block], dict[str, Tensor]]:
-    """A block for every trained map, and the trained parameters that no map holds, by name."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    for parameter in trained:
-        if parameter not in names:
-            raise ValueError(f"params holds a {list(parameter.shape)} that is not a parameter of the model")
-        if parameter.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"{names[parameter]} is {parameter.dtype}: train in float32 and compute under autocast")
-    blocks: dict[str, Block] = {}
-    owners: dict[Tensor, list[tuple[range, str]]] = {}
-    tied: list[tuple[str, str]] = []
-    for name, map in recorder.maps.items():
-        if not all(p in names for p in map.parameters):
-            continue  # computed from other parameters, which no map holds: parametrizations
-        frozen = [names[p] for p in map.parameters if p not in trained]
-        if frozen:
-            raise ValueError(f"{name} is trained only in part, {frozen[0]} is not: train all of it or none")
-        for parameter in map.parameters:
-            rows = range(len(parameter))[map.rows]
-            for taken, owner in owners.setdefault(parameter, []):
-                if rows.start < taken.stop and taken.start < rows.stop:
-                    if not can_be_tied(map, recorder.maps[owner]):
-                        raise ValueError(
-                            f"{names[parameter]} is shared by {owner} and {name}: only an nn.Embedding and an "
-                            "nn.Linear may have one weight; untie them"
-                        )
-                    tied.append((owner, name))
-            owners[parameter].append((rows, name))
-        blocks[name] = block_of(name, map, curvature, names)
-    for pair in tied:
-        blocks |= tied_blocks({name: recorder.maps[name] for name in pair}, curvature, names)
-    return blocks, {names[p]: p for p in names if p in trained and p not in owners}
-
-
-def _first_not_finite(passes: dict[str, Pass]) -> str | None:
-    """The first map whose a or g has an infinite or undefined second moment."""
-    norms = [g.norm() + (a.norm() if a.is_floating_point() else 0) for a, g, _ in passes.values()]
-    finite = torch.stack([norm.square() for norm in norms]).isfinite().tolist() if norms else []
-    return next((name for name, is_finite in zip(passes, finite, strict=True) if not is_finite), None)
-
-
-def _beyond_the_end(passes: dict[str, Pass]) -> str | None:
-    """A complaint if the loss depends on a map's steps behind a sequence's end, which the factors leave out."""
-    padded = {name: (g, p) for name, (_, g, seen) in passes.items() if (p := seen.padding) is not None}
-    beyond = torch.stack([g[padding].any() for g, padding in padded.values()]).tolist() if padded else []
-    name = next((name for name, is_beyond in zip(padded, beyond, strict=True) if is_beyond), None)
-    return name and (
-        f"{name}: the predictions depend on steps behind the end that `lengths` gives; padding comes last, so that a "
-        "sequence is reversed within its length, and what sums it up leaves padding out"
-    )
-
-
-def _incomplete(block: Block, passes: Mapping[str, Pass], whole: list[Tensor]) -> str | None:
-    """A complaint unless Σ g_t a_tᵀ, or Σ g_t ⊙ a_t, is the gradient of the log-loss: a parameter that acts elsewhere
-    too, as in F.linear(h, embedding.weight), would get a curvature that knows nothing of it.
-
-    What is compared may be in bf16; Σ may cancel to its rounding, hence the term that does not.
-    """
-    a, g, _ = passes[block.name]
-    found = block.whole_gradients_of(passes)
-    difference = sum((x - y).square().sum() for x, y in zip(found, whole, strict=True))
-    total, inputs = sum(x.square().sum() for x in whole), a.square().sum() if a.is_floating_point() else 0
-    if difference <= 0.05**2 * total + 0.001**2 * g.square().sum() * (inputs + g[..., 0].numel()):
-        return None
-    return (
-        f"{', '.join(block.parameter_names)}: the loss depends on it in other ways than through {block.name}; to "
-        "predict with an embedding's weight, make it that of an nn.Linear"
-    )

@@ -18,8 +18,8 @@ from kfacrnn import KFAC
 from kfacrnn.kfac import LevenbergMarquardt, fisher
 from kfacrnn.kfac.block import Block, Curvature
 from kfacrnn.kfac.capture import Recorder
-from kfacrnn.kfac.estimator import _partition
 from kfacrnn.kfac.maths import DecompositionError
+from kfacrnn.kfac.partition import partition
 from kfacrnn.kfac.placement import longest_first, members, placement
 from kfacrnn.nn import LSTM, LayerNormLSTM
 from kfacrnn.predictive import Categorical
@@ -269,7 +269,7 @@ def costs_of_word_model(hidden: int, vocabulary: int = 10_000) -> dict[str, list
     with torch.device("meta"):
         model = Word()
     curvature = Curvature("option1", 4096, 1e10)
-    blocks, _ = _partition(model, Recorder(model), set(model.parameters()), curvature)
+    blocks, _ = partition(model, Recorder(model), set(model.parameters()), curvature)
     return {name: block.costs for name, block in blocks.items()}
 
 
