@@ -35,8 +35,8 @@ class Method:
     tune_overrides: list[str] = field(default_factory=list)
     settings: str | None = None
     label: str | None = None
-    style: str = "solid"
-    marker: str | None = None
+    style: str = setting("of the line", default="solid", choices=STYLES)
+    marker: str | None = setting("on the line", default=None, choices=list(MARKERS))
 
     def check(self) -> Iterator[str]:
         yield from own_keys("overrides", self.overrides)
@@ -55,9 +55,6 @@ class Method:
         kinds = [kind for kind in ("settings", "grid", "cross", "search") if getattr(self, kind)]
         if len(kinds) > 1:
             yield f"{kinds[1]}: there is a `{kinds[0]}` as well; a method has one of them"
-        yield from _style(self.style)
-        if self.marker is not None and self.marker not in MARKERS:
-            yield f"marker={self.marker}: must be one of {', '.join(MARKERS)}"
 
     @property
     def axes(self) -> dict[str, list[Any]]:
@@ -76,13 +73,12 @@ class Model:
 
     overrides: list[str] = field(default_factory=list)
     label: str | None = None
-    style: str = "solid"
+    style: str = setting("of the lines", default="solid", choices=STYLES)
     seeds: list[int] | None = None
     settings: str | None = None
 
     def check(self) -> Iterator[str]:
         yield from own_keys("overrides", self.overrides)
-        yield from _style(self.style)
         if self.seeds is not None:
             yield from _seeds(self.seeds)
 
@@ -94,17 +90,11 @@ class Tune:
 
     seed: int = setting("seed of every tuning run and of what a search draws", at_least=0, at_most=2**31 - 1)
     overrides: list[str] = field(default_factory=list)
-    trials: int | None = None
-    extend: int = 0
-    last: int | None = None
+    trials: int | None = setting("points of every search", default=None, at_least=1, at_most=MOST_TRIALS)
+    extend: int = setting("points added to every grid", default=0, at_least=0, at_most=MOST_TRIALS)
+    last: int | None = setting("updates that trials are judged by", default=None, at_least=1)
 
     def check(self) -> Iterator[str]:
-        if self.trials is not None and not 1 <= self.trials <= MOST_TRIALS:
-            yield f"trials={self.trials}: must be at least 1 and at most {MOST_TRIALS} (points of every search)"
-        if not 0 <= self.extend <= MOST_TRIALS:
-            yield f"extend={self.extend}: must be at least 0 and at most {MOST_TRIALS} (points added to every grid)"
-        if self.last is not None and self.last < 1:
-            yield f"last={self.last}: must be at least 1 (updates)"
         yield from own_keys("overrides", self.overrides)
 
 
@@ -114,18 +104,10 @@ class Select:
     where batches are not all of one size; with `early_stopping`, the least value that `metric` ever had. The same is a
     run's final value in the table."""
 
-    metric: str = "train/nats"
-    last: int = 50
-    sequences: int | None = None
+    metric: str = setting("what is compared", default="train/nats", choices=["train/nats", "valid/nats"])
+    last: int = setting("updates that the mean goes over", default=50, at_least=1)
+    sequences: int | None = setting("sequences that the mean goes over", default=None, at_least=1)
     early_stopping: bool = False
-
-    def check(self) -> Iterator[str]:
-        if self.metric not in ("train/nats", "valid/nats"):
-            yield f"metric={self.metric}: must be train/nats or valid/nats"
-        if self.last < 1:
-            yield f"last={self.last}: must be at least 1 (updates)"
-        if self.sequences is not None and self.sequences < 1:
-            yield f"sequences={self.sequences}: must be at least 1"
 
     def updates(self, batch_size: int) -> int:
         """Over which the mean goes."""
@@ -318,11 +300,6 @@ def load(name: str) -> Experiment:
     from kfacrnn import experiment_file  # which is made of what is above
 
     return experiment_file.read(experiment_file.find(name))
-
-
-def _style(style: str) -> Iterator[str]:
-    if style not in STYLES:
-        yield f"style={style}: must be one of {', '.join(STYLES)}"
 
 
 def _seeds(seeds: Sequence[int]) -> Iterator[str]:

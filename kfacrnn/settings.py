@@ -13,6 +13,7 @@ PLAIN_LISTS = ("list[str]", "list[int]", "list[float]")
 def setting(
     doc: str,
     *,
+    default: Any = dataclasses.MISSING,
     above: float | None = None,
     at_least: float | None = None,
     below: float | None = None,
@@ -22,13 +23,13 @@ def setting(
     later: bool = False,
     costly: bool = False,
 ) -> Any:
-    """A dataclass field without a default, with its meaning and its range. `None` in an optional field passes. What is
-    not `scientific` changes no curve, only how it is computed, and is no part of a run's identity; nor is what came
-    `later` than the first runs while it is `None`, so that those keep theirs. What an update takes depends on what is
-    `costly`."""
+    """A dataclass field with its meaning and its range; without a default, the YAML file has to say it. `None` in an
+    optional field passes. What is not `scientific` changes no curve, only how it is computed, and is no part of a run's
+    identity; nor is what came `later` than the first runs while it is `None`, so that those keep theirs. What an update
+    takes depends on what is `costly`."""
     limits = {"above": above, "at_least": at_least, "below": below, "at_most": at_most, "choices": choices}
     about = {"doc": doc, "scientific": scientific, "later": later, "costly": costly}
-    return dataclasses.field(metadata={**about, **limits})
+    return dataclasses.field(default=default, metadata={**about, **limits})
 
 
 def scientific(config: Any) -> dict[str, Any]:
