@@ -11,9 +11,9 @@ import dataclasses
 import io
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kfacrnn import benched, experiment, summary_table
 from kfacrnn.benched import Cost
@@ -88,19 +88,7 @@ def collect(
             print(f"{line}: {len(finished)} of {expected} runs are finished", file=sys.stderr)
     runs = [planned for finished in lines.values() for planned in finished]
     task = _task(described, runs)
-    timed = {planned for planned in runs if undisturbed(planned.folder.meta())}
-    costs: dict[str, Cost | None] = {}
-    if picture.benched_seconds:
-        drawn = {line: finished for line, finished in lines.items() if finished}
-        costs = {line: _cost(plan, line, finished, benches or plan.store.root) for line, finished in drawn.items()}
-        if all(costs.values()) or not all(timed.intersection(finished) for finished in drawn.values()):
-            timed = set()  # one clock for all lines
-        else:
-            costs = {}
-    if "seconds" not in picture.panels:
-        timed = set()
-    elif not picture.mix_hardware:
-        _check_hardware(timed, [cost for cost in costs.values() if cost])
+    clock = _clock(plan, lines, benches or plan.store.root)
     convert = from_nats(task["metric"] if picture.y.metric.endswith("/metric") else "nats")
     rows = [Row("trials", line, count, None, None, None, 1) for line, count in plan.unequal_trials().items()]
     every: dict[str, dict[PlannedRun, Curve]] = {}
@@ -108,16 +96,41 @@ def collect(
         every[line] = curves = {planned: _curve(planned, picture.y.metric) for planned in finished}
         against_updates = over_updates(line, list(curves.values()), convert)
         rows += against_updates
-        rows += over_seconds(line, [curve for planned, curve in curves.items() if planned in timed], convert)
-        cost = costs.get(line)
-        if cost:
+        rows += over_seconds(line, [curve for planned, curve in curves.items() if planned in clock.timed], convert)
+        if cost := clock.costs.get(line):
             rows += over_benched_seconds(against_updates, cost.after)
         ends = sorted(planned.folder.status()["update"] for planned, curve in curves.items() if curve.diverged)
         rows += [Row("diverged", line, update, None, None, None, 1) for update in ends]
     rows.sort(key=lambda row: PANELS.index(row.panel))
-    shown = summary_table.of_runs(described, every, timed, costs, convert)
+    shown = summary_table.of_runs(described, every, clock.timed, clock.costs, convert)
     about = {"title": picture.title, "claim": described.claim, "table": summary_table.stored(shown)}
-    return rows, shown, _provenance(plan, lines, task, costs, source) | about
+    return rows, shown, _provenance(plan, lines, task, clock.costs, source) | about
+
+
+class Clock(NamedTuple):
+    """Where a figure's seconds come from, the same for all lines: the runs that had the machine to themselves, or what
+    updates of each line cost by `kfacrnn bench`, as far as it has measured them."""
+
+    timed: set[PlannedRun]
+    costs: dict[str, Cost | None]
+
+
+def _clock(plan: Plan, lines: Mapping[str, Sequence[PlannedRun]], benches: Path) -> Clock:
+    """Raises `UserError` where seconds of different machines would be drawn side by side."""
+    picture = plan.experiment.figure
+    drawn = {line: finished for line, finished in lines.items() if finished}
+    timed = {planned for finished in drawn.values() for planned in finished if undisturbed(planned.folder.meta())}
+    costs = {line: _cost(plan, line, finished, benches) for line, finished in drawn.items() if picture.benched_seconds}
+    are_all_timed = all(timed.intersection(finished) for finished in drawn.values())
+    if picture.benched_seconds and (all(costs.values()) or not are_all_timed):
+        timed = set()
+    else:
+        costs = {}
+    if "seconds" not in picture.panels:
+        return Clock(set(), costs)
+    if not picture.mix_hardware:
+        _check_hardware(timed, [cost for cost in costs.values() if cost])
+    return Clock(timed, costs)
 
 
 def _cost(plan: Plan, line: str, finished: Sequence[PlannedRun], benches: Path) -> Cost | None:
