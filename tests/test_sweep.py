@@ -351,6 +351,6 @@ def test_a_stopped_or_killed_launcher_leaves_no_process_behind_and_status_sees_t
         launcher.send_signal(signal.SIGINT)
         said, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 130
-    assert run.folder.status()["state"] == "interrupted"
+    assert run.folder.state() == "interrupted"
     assert (run.folder.path / "checkpoint.pt").exists()
     assert f"Continue with: kfacrnn sweep {path} --retry-failed --results {tmp_path}" in said

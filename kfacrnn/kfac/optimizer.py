@@ -234,7 +234,7 @@ class KFAC(torch.optim.Optimizer):
             raise RuntimeError("KFAC.step needs curvature: call update_statistics whenever statistics_due is True")
         with torch.autocast(self._estimator.device.type, enabled=False):  # a user may step where the loss is computed
             self._inverses.advance(self._updates, self._passes.newest, self._damping.before(self._updates))
-            directions, curvature = preconditioned(self._estimator, self._distribution, self.loss_scale)
+            directions, curvature = self._directions()
         rule = self._rule(directions, curvature, forward)
         if rule is None:
             self._last = Taken()
@@ -243,6 +243,9 @@ class KFAC(torch.optim.Optimizer):
             self._last = self._taken(rule, directions, curvature)
         self._updates += 1
         return loss
+
+    def _directions(self) -> tuple[Directions, float]:
+        return preconditioned(self._estimator, self._distribution, self.loss_scale)
 
     def _rule(
         self, directions: Directions, curvature: float, forward: Callable[[], Distribution] | None

@@ -956,8 +956,7 @@ def test_a_predicted_change_that_rounding_made_negative_moves_nothing(monkeypatc
     optimizer = KFAC(model, loss_scale=T)
     train(model, optimizer, range(3))
     before = parameters(model)
-    directions = {p: torch.ones_like(p) for p in model.parameters()}
-    monkeypatch.setattr("kfacrnn.kfac.optimizer.preconditioned", lambda *_: (directions, -1e-9))
+    monkeypatch.setattr(KFAC, "_directions", lambda _: ({p: torch.ones_like(p) for p in model.parameters()}, -1e-9))
     optimizer.step()
     torch.testing.assert_close(parameters(model), before, rtol=0, atol=0)
     assert optimizer.stats()["skipped_updates"] == 1
