@@ -1,7 +1,7 @@
 """The C sources of this package, compiled when they are first needed and kept in the user's cache folder.
 
 That takes about a second. Where it cannot be done the layers do the same in torch operations, and `status` says why.
-The environment's KFACRNN_POINTWISE=torch does without; KFACRNN_POINTWISE=compiled makes it an error to have to.
+The environment's KFACRNN_POINTWISE=torch does without; KFACRNN_POINTWISE=compiled makes it an error not to have them.
 """
 
 from __future__ import annotations
