@@ -90,7 +90,7 @@ class Metrics:
         self._written, self._stamp = len(lines), _stamp(self.path)
 
     def sync(self) -> int | None:
-        """Returns when what was written is on the disk, with the number of rows, where this process has written all."""
+        """Waits until the rows are on the disk. Returns their number; None unless this process has written them all."""
         with explained(self.path):
             if self.path.exists():
                 with self.path.open("rb+") as file:

@@ -95,6 +95,12 @@ def check_group(group: dict[str, Any]) -> None:
     check("weight_decay", decay, is_finite(decay) and decay >= 0, "finite and >= 0")
 
 
+def plain_numbers(group: dict[str, Any]) -> dict[str, float]:
+    """Those options of a parameter group that are no tensors: of NumPy's kind they could be saved, but not loaded."""
+    options = {name: group[name] for name in ("lr", "momentum", "weight_decay")}
+    return {name: float(value) for name, value in options.items() if not isinstance(value, torch.Tensor)}
+
+
 def check_forward(given: bool, needed: bool) -> None:
     """That of `KFAC.step`."""
     if given != needed:

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -91,7 +92,6 @@ class Tap:
     time_first: bool | None = True
     lengths: Tensor | None = None
     is_step: bool = False
-    version: int = 0  # of a, which autograd counts up with every change in place
 
 
 class Tape(list[Tap]):
@@ -102,8 +102,9 @@ class Tape(list[Tap]):
 
     def record(self, map: Map, a: Tensor, s: Tensor, time_first: bool | None = True, **more: Any) -> None:
         if not self.closed:
-            a = a.detach()
-            self.append(Tap(map, a, s, time_first, version=a._version, **more))
+            # Under autocast a may be changed in place afterwards: autograd has kept a copy in half precision.
+            a = a.detach().clone() if torch.is_autocast_enabled(a.device.type) else a.detach()
+            self.append(Tap(map, a, s, time_first, **more))
 
 
 class Recorder:
@@ -173,7 +174,7 @@ def _hooked_map(name: str, module: nn.Module) -> Map | None:
         return LinearMap(name, (module.weight,), () if module.bias is None else (module.bias,))
     if isinstance(module, nn.Embedding) and not (module.max_norm or module.scale_grad_by_freq or module.sparse):
         return EmbeddingMap(name, module.weight, module.padding_idx)
-    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1 and module.elementwise_affine:
+    if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1 and module.elementwise_affine:
         return ElementwiseMap(name, module.weight, module.bias)
     return None
 

@@ -71,5 +71,5 @@ class Damping:
             raise RuntimeError("adapt_damping needs KFAC(adaptive_damping=LevenbergMarquardt())")
         ratio = change / predicted if predicted else math.nan
         if predicted or not math.isfinite(change):  # nothing moved: nothing to be learnt
-            self.lasting = self._rule.adapted(self.lasting, ratio)
+            self.lasting = float(self._rule.adapted(self.lasting, ratio))
         return ratio

@@ -2,7 +2,7 @@
 
     A0 = (1/ΣT) Σ_cases Σ_t a_t a_tᵀ          A1 = (1/ΣT) Σ_cases Σ_{t<T} a_{t+1} a_tᵀ          G0, G1 likewise
 
-with one divisor for both, ΣT = B·E[T], the time-steps observed. `A0, A1` and `G0, G1` are averaged together, from the
+with one divisor for both, ΣT = B·E[T]. `A0, A1` and `G0, G1` are averaged together, from the
 same data with the same weights, or the bound ρ(Ψ̂) ≤ 1 of appendix B.2 is lost. An average is a weighted sum and its
 weight, so that its bias correction is no separate step. Passes are weighted by their time-steps, so that it does not
 matter how sequences of different lengths are cut into passes. This module knows tensors, not modules.
@@ -68,40 +68,49 @@ class Sequences:
 
 
 class Average:
-    """Exponentially decayed sums of several tensors, with one weight for all of them: of a pass on sequences of mean
-    length T, T in units of the first pass's. `lengths` has the same sum of their distribution."""
+    """Of several tensors, over passes that each add the sum of some products over all steps of B sequences:
+
+        sums     Σ decay · (sum of products / B) / L
+        weight   Σ decay · E[T] / L
+        lengths  Σ decay · distribution of T
+
+    L, the mean length of the first pass, is there for rounding alone: with one length, weights are powers of decay.
+    """
 
     def __init__(self) -> None:
         self.sums: list[Tensor] = []
         self.lengths: dict[int, float] = {}
         self.weight = 0.0
-        self.unit = 0.0  # time-steps of a sequence
+        self.first_length = 0.0  # L, in time-steps
 
     def begin(self, sequences: Sequences, rate: float, shapes: Sequence[tuple[int, ...]], like: Tensor) -> None:
         """Makes room for one more pass, whose products the caller adds to `sums`, divided by `divisor`."""
         mean_length = sequences.observed / sequences.cases
         if not self.sums:
             self.sums = [like.new_zeros(shape) for shape in shapes]
-            self.unit = mean_length
+            self.first_length = mean_length
         torch._foreach_mul_(self.sums, rate)
-        self.weight = rate * self.weight + mean_length / self.unit
+        self.weight = rate * self.weight + mean_length / self.first_length
         self.lengths = {length: rate * mass for length, mass in self.lengths.items()}
         for length, count in sequences.lengths.items():
             self.lengths[length] = self.lengths.get(length, 0.0) + count / sequences.cases
 
     def divisor(self, sequences: Sequences) -> float:
-        """Of the sums of products over all steps of `sequences`."""
-        return sequences.cases * self.unit
+        """B·L, by which a sum of products over all steps of `sequences` is divided."""
+        return sequences.cases * self.first_length
 
     def values(self) -> list[Tensor]:
         return [total / self.weight for total in self.sums]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": list(self.sums), "lengths": dict(self.lengths), "weight": self.weight, "unit": self.unit}
+        numbers = {"weight": self.weight, "first_length": self.first_length}
+        return {"sums": list(self.sums), "lengths": dict(self.lengths), **numbers}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         self.sums = [total.to(device) for total in state["sums"]]
-        self.lengths, self.weight, self.unit = dict(state["lengths"]), state["weight"], state["unit"]
+        self.lengths, self.weight = dict(state["lengths"]), state["weight"]
+        mean = sum(length * mass for length, mass in self.lengths.items()) / (sum(self.lengths.values()) or 1)
+        self.first_length = state.get("first_length", mean)  # which older states lack
 
 
 def with_homogeneous_coordinate(a: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kfacrnn.kfac.block import Block
+from kfacrnn.kfac.capture import ElementwiseMap
 from kfacrnn.kfac.factors import Sequences
 from kfacrnn.kfac.layout import Pass
 
@@ -64,7 +65,8 @@ def incomplete(block: Block, passes: Mapping[str, Pass], whole: list[Tensor]) ->
     total, inputs = sum(x.square().sum() for x in whole), a.square().sum() if a.is_floating_point() else 0
     if difference <= 0.05**2 * total + 0.001**2 * g.square().sum() * (inputs + g[..., 0].numel()):
         return None
-    return (
-        f"{', '.join(block.parameter_names)}: the loss depends on it in other ways than through {block.name}; to "
-        "predict with an embedding's weight, make it that of an nn.Linear"
-    )
+    names = ", ".join(block.parameter_names)
+    remedy = "to predict with an embedding's weight, make it that of an nn.Linear"
+    if isinstance(block.map, ElementwiseMap):
+        remedy = "leave it out of `params`, for another optimiser"
+    return f"{names}: the loss depends on it in other ways than through {block.name}; {remedy}"

@@ -41,7 +41,8 @@ def seen_by(
     lead = given
     if time_first is None and lead == (cases,):
         return Pass(a.unsqueeze(0), g.unsqueeze(0), sequences.once())
-    if time_first is None and lead == (1, cases) and steps > 1:  # as an RNN's last state
+    can_be_time = steps == 1 or (batch_first and steps == cases)
+    if time_first is None and lead == (1, cases) and not can_be_time:  # as an RNN's last state
         return Pass(a, g, sequences.once())
     if time_first is None and batch_first and len(lead) == 2:
         a, g, lead = a.transpose(0, 1), g.transpose(0, 1), lead[::-1]

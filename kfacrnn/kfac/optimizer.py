@@ -26,7 +26,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from kfacrnn.kfac.arguments import Positive, check_covered, check_forward, check_group, check_positive, check_settings
+from kfacrnn.kfac.arguments import (
+    Positive,
+    check_covered,
+    check_forward,
+    check_group,
+    check_positive,
+    check_settings,
+    plain_numbers,
+)
 from kfacrnn.kfac.block import Curvature
 from kfacrnn.kfac.cadence import EARLY_INTERVAL, Passes
 from kfacrnn.kfac.coverage import Coverage
@@ -41,8 +49,8 @@ from kfacrnn.kfac.quadratic import (
     QuadraticModel,
     common_schedule_factor,
     plane,
+    predicts_alike,
     repeatable,
-    require_repeatable,
 )
 from kfacrnn.kfac.step_size import Bounded
 from kfacrnn.kfac.update import Directions, Taken, move, preconditioned, predicted_change, running, steps
@@ -152,7 +160,7 @@ class KFAC(torch.optim.Optimizer):
             Curvature(
                 approximation, max_dense, gamma_max, compute_dtype, product_dtype, lag_tolerance, fisher == "empirical"
             ),
-            decay=statistics_decay,
+            decay=float(statistics_decay),
             seed=seed,
             distribution=self._distribution,
         )
@@ -164,6 +172,7 @@ class KFAC(torch.optim.Optimizer):
         self._last = Taken()
         self._velocity_curvature = 0.0  # vᵀ(F + λ_h I)v, as far as the quadratic model is asked
         self._reduction_ratio = math.nan
+        self._is_repeatable = False  # the quadratic model's forward, as far as is known
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Only the constructor may: blocks are found once. Raises ValueError later, and for an option out of range."""
@@ -172,7 +181,7 @@ class KFAC(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         check_group(group)
-        group |= {name: float(group[name]) for name in self.defaults if not isinstance(group[name], Tensor)}
+        group |= plain_numbers(group)
         group["first_lr"] = float(group["lr"])  # a scheduler changes lr; what it has made of this one is s
 
     # ------------------------------------------------------------------------------------------------- statistics
@@ -194,8 +203,8 @@ class KFAC(torch.optim.Optimizer):
         `lambda: Categorical(logits=model(x_part))`; with fisher="empirical" it returns `(distribution, targets)`. The
         sequences may be a part of the batch. Gradients of parameters are neither computed nor touched, and the global
         random generators are left as they were. A pass that is not finite is left out and counted. Raises ValueError if
-        a map was not used, or neither in one call over all time-steps nor in one at each of them, if its input was
-        changed in place, or if the log-loss depends on a parameter in other ways than through its map.
+        a map was not used, or neither in one call over all time-steps nor in one at each of them, or if the log-loss
+        depends on a parameter in other ways than through its map.
         """
         if self._estimator.update(forward):
             self._passes.newest = self._updates
@@ -222,7 +231,8 @@ class KFAC(torch.optim.Optimizer):
 
         Raises RuntimeError before the first `update_statistics`, and ValueError if the very first factors cannot be
         inverted, if a block has only some of its gradients, if a parameter was unfrozen meanwhile, if there is a
-        `forward` without a quadratic model or the other way round, or if it predicts otherwise when called again.
+        `forward` without a quadratic model or the other way round, or if the first one predicts otherwise when called
+        again.
         """
         check_forward(forward is not None, self.quadratic_model is not None)
         self._estimator.require_frozen(p for group in self.param_groups for p in group["params"])
@@ -267,10 +277,20 @@ class KFAC(torch.optim.Optimizer):
             foretold.append((running("velocity", directions, self.state), self._velocity_curvature))
         with self._estimator.private_randomness():
             forward = repeatable(forward, self._estimator.device)
-            if not self._updates:
-                require_repeatable(forward)
+            self._require_repeatable(forward)
             found = plane(forward, list(directions), foretold, self.loss_scale)
         return found.averaged(self._distribution.mean).chosen(self._damping.before(self._updates), s)
+
+    def _require_repeatable(self, forward: Callable[[], Distribution]) -> None:
+        """Looks once; raises ValueError on all processes if it is not so on one."""
+        if not self._is_repeatable:
+            differs = torch.tensor(float(not predicts_alike(forward)))
+            if self._distribution.mean(differs).item() > 0:
+                raise ValueError(
+                    "forward for the quadratic model predicts otherwise when it is called again: it is to begin with "
+                    "the same state every time, and its noise must be that of torch, random or NumPy's global generator"
+                )
+            self._is_repeatable = True
 
     def _taken(self, rule: Bounded | Chosen, directions: Directions, curvature: float) -> Taken:
         planned = steps(self.param_groups, directions, rule.step)
@@ -352,6 +372,8 @@ class KFAC(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Plain containers and tensors: loads with `weights_only=True` and continues bit for bit."""
         state = super().state_dict()
+        for group in state["param_groups"]:  # a scheduler may have set numbers of NumPy's kind
+            group |= plain_numbers(group)
         state["kfac"] = {
             "approximation": self.approximation,
             "numbers": {name: getattr(self, name) for name in self._NUMBERS},

@@ -13,7 +13,7 @@ def kept(device: torch.device) -> Callable[[], None]:
     """Returns what puts all of them, those of `device` included, back to where they are now."""
     cpu, python, numpy = torch.get_rng_state(), random.getstate(), sys.modules.get("numpy")
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    of_numpy = None if numpy is None else numpy.random.get_state()
+    of_numpy = None if numpy is None else numpy.random.get_state(legacy=False)
 
     def restore() -> None:
         torch.set_rng_state(cpu)

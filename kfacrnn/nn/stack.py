@@ -93,7 +93,9 @@ def run_captured(
     output, state = run_stack(ordered, x, state, module.dropout if module.training else 0.0, directions)
     if lengths is not None:
         return _packed_like(input, output, lengths), state
-    output = output.clone()  # the recurrence keeps the other; this one may be changed in place, as torch's may
+    output = (
+        output.clone()
+    )  # the recurrence keeps the other; this one may be changed in place, as a GRU's or RNN's of torch may
     return output.transpose(0, 1) if module.batch_first else output, state
 
 

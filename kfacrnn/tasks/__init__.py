@@ -23,7 +23,7 @@ class Task(Protocol):
     """What the training loop, the optimisers and the figures know of a task. Losses are in nats per unit."""
 
     unit: str  # "word", "character", "sequence"
-    metric: str  # what `kfacrnn.units` makes of it: "perplexity", "bits per character", "nats per sequence"
+    metric: str  # "perplexity", "bits per …" or "nats per …": `kfacrnn.units` says it so
     chance: float  # metric of a model that knows nothing
     loss_scale: float  # N = loss summed over a case's steps / training loss
     updates_per_epoch: int | None  # None: fresh data at every update

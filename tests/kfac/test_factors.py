@@ -127,4 +127,7 @@ def test_a_state_holds_everything_that_an_average_is():
     other = Average()
     other.load_state_dict(average.state_dict(), torch.device("cpu"))
     assert other.values()[0].tolist() == average.values()[0].tolist()
-    assert (other.lengths, other.weight, other.unit) == (average.lengths, average.weight, average.unit)
+    assert (other.lengths, other.weight, other.first_length) == (average.lengths, average.weight, 2.0)
+    older = {name: value for name, value in average.state_dict().items() if name != "first_length"}
+    other.load_state_dict(older, torch.device("cpu"))
+    assert other.first_length == 2.0

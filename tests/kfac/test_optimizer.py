@@ -341,8 +341,13 @@ def test_a_run_continues_from_its_state_bit_for_bit(approximation, delay, tolera
 def test_settings_of_numpys_kind_leave_a_state_that_loads():
     one, half = np.float64(1.0), np.float64(0.5)
     options = {"lr": one, "damping": half, "first_damping": one, "momentum": half, "weight_decay": half}
-    optimizer = KFAC(language_model(), loss_scale=np.mean([5, 5]), kl_clip=np.float32(0.5), **options)
+    options |= {"statistics_decay": half, "adaptive_damping": LevenbergMarquardt(rate=np.float64(0.9), every=1)}
+    model = language_model()
+    optimizer = KFAC(model, loss_scale=np.mean([5, 5]), kl_clip=np.float32(0.5), **options)
     optimizer.damping = one
+    train(model, optimizer, [0])
+    optimizer.adapt_damping(1.0, 2.0)
+    optimizer.param_groups[0]["lr"] = one
     state = saved(optimizer.state_dict())
     assert state["kfac"]["numbers"]["loss_scale"] == 5
     assert state["param_groups"][0]["lr"] == 1
