@@ -49,8 +49,8 @@ from kfacrnn.kfac.quadratic import (
     QuadraticModel,
     common_schedule_factor,
     plane,
-    predicts_alike,
     repeatable,
+    require_repeatable,
 )
 from kfacrnn.kfac.step_size import Bounded
 from kfacrnn.kfac.update import Directions, Taken, move, preconditioned, predicted_change, running, steps
@@ -181,7 +181,6 @@ class KFAC(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         check_group(group)
-        group |= plain_numbers(group)
         group["first_lr"] = float(group["lr"])  # a scheduler changes lr; what it has made of this one is s
 
     # ------------------------------------------------------------------------------------------------- statistics
@@ -277,20 +276,11 @@ class KFAC(torch.optim.Optimizer):
             foretold.append((running("velocity", directions, self.state), self._velocity_curvature))
         with self._estimator.private_randomness():
             forward = repeatable(forward, self._estimator.device)
-            self._require_repeatable(forward)
+            if not self._is_repeatable:
+                require_repeatable(forward, self._distribution.mean)
+                self._is_repeatable = True
             found = plane(forward, list(directions), foretold, self.loss_scale)
         return found.averaged(self._distribution.mean).chosen(self._damping.before(self._updates), s)
-
-    def _require_repeatable(self, forward: Callable[[], Distribution]) -> None:
-        """Looks once; raises ValueError on all processes if it is not so on one."""
-        if not self._is_repeatable:
-            differs = torch.tensor(float(not predicts_alike(forward)))
-            if self._distribution.mean(differs).item() > 0:
-                raise ValueError(
-                    "forward for the quadratic model predicts otherwise when it is called again: it is to begin with "
-                    "the same state every time, and its noise must be that of torch, random or NumPy's global generator"
-                )
-            self._is_repeatable = True
 
     def _taken(self, rule: Bounded | Chosen, directions: Directions, curvature: float) -> Taken:
         planned = steps(self.param_groups, directions, rule.step)
@@ -372,7 +362,7 @@ class KFAC(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Plain containers and tensors: loads with `weights_only=True` and continues bit for bit."""
         state = super().state_dict()
-        for group in state["param_groups"]:  # a scheduler may have set numbers of NumPy's kind
+        for group in state["param_groups"]:
             group |= plain_numbers(group)
         state["kfac"] = {
             "approximation": self.approximation,

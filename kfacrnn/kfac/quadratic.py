@@ -197,11 +197,16 @@ def repeatable(forward: Callable[[], Distribution], device: torch.device) -> Cal
     return again
 
 
-def predicts_alike(forward: Callable[[], Distribution]) -> bool:
-    """Whether two calls predict the same, up to rounding: else differences between calls say nothing of the
-    parameters."""
+def require_repeatable(forward: Callable[[], Distribution], mean: Callable[[Tensor], Tensor]) -> None:
+    """Raises ValueError where two calls predict differently, beyond rounding: differences between calls say nothing of
+    the parameters then. By the `mean` over all processes it does so on all of them if it is so on one."""
     one, other = forward().logits, forward().logits
-    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True)
+    is_alike = one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True)
+    if mean(torch.tensor(float(not is_alike))).item() > 0:
+        raise ValueError(
+            "forward for the quadratic model predicts otherwise when it is called again: it is to begin with the same "
+            "state every time, and its noise must be that of torch's, random's or NumPy's global generator"
+        )
 
 
 def common_schedule_factor(groups: Sequence[Mapping[str, Any]]) -> float:

@@ -31,4 +31,6 @@ class Bounded(NamedTuple):
 
     def step(self, group: Mapping[str, Any]) -> tuple[float, float]:
         """η and μ of a parameter group."""
-        return schedule_factor(group) * kl_bounded(group["first_lr"], self.kl_clip, self.curvature), group["momentum"]
+        return schedule_factor(group) * kl_bounded(group["first_lr"], self.kl_clip, self.curvature), float(
+            group["momentum"]
+        )

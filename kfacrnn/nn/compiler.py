@@ -22,7 +22,7 @@ COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 
 
-def library(source: Path, *flags: str) -> ctypes.CDLL | None:
+def load(source: Path, *flags: str) -> ctypes.CDLL | None:
     """What is made of `source`; None where torch is to do it. Raises RuntimeError if it is missing though
     KFACRNN_POINTWISE=compiled."""
     return _decide(source, flags)[0]

@@ -38,7 +38,7 @@ def kernel_for(dtype: torch.dtype, device: torch.device) -> ctypes.CDLL | None:
     torch.compile, which cannot look into it."""
     if device.type != "cpu" or dtype not in REALS or torch.compiler.is_compiling():
         return None
-    library = compiler.library(SOURCE, *FLAGS, f"-Dreal={REALS[dtype]}")
+    library = compiler.load(SOURCE, *FLAGS, f"-Dreal={REALS[dtype]}")
     if library is not None and library.record_size.argtypes is None:
         _declare(library)
     return library

@@ -57,4 +57,4 @@ def kernel_for(state: torch.dtype, product: torch.dtype, device: torch.device) -
     """The compiled kernel, if there is one and it can do this. Raises RuntimeError if it is missing though
     KFACRNN_POINTWISE=compiled."""
     fits = device.type == "cpu" and state == torch.float32 and product in (torch.float32, torch.bfloat16)
-    return compiler.library(SOURCE) if fits else None
+    return compiler.load(SOURCE) if fits else None
