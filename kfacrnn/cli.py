@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("experiment", help="a name from experiments/, such as smoke; a bare 2 means figure2")
     sweep.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1)")
     sweep.add_argument("--dry-run", action="store_true", help="check every run and say what would be done")
-    sweep.add_argument("--only", action="append", default=[], metavar="METHOD", help="these methods only")
+    sweep.add_argument("--only", action="append", default=[], metavar="NAME", help="these methods or lines only")
     sweep.add_argument("--retry-failed", action="store_true", help="run failed runs again")
 
     status = command("status", _status, "how far an experiment is", "status smoke")

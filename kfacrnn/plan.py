@@ -69,12 +69,13 @@ class Plan:
 
     def __init__(self, experiment: Experiment, results: str, overrides: Sequence[str] = (), only: Sequence[str] = ()):
         refuse_own_keys(overrides)
-        for method in only:
-            if method not in experiment.methods:
-                raise UserError(discovery.unknown(f"method in {experiment.name}", method, experiment.methods))
+        for name in only:
+            if name not in experiment.methods and name not in experiment.lines:
+                known = dict.fromkeys([*experiment.methods, *experiment.lines])
+                raise UserError(discovery.unknown(f"method or line in {experiment.name}", name, known))
         self.experiment = experiment
         self.store = Store(results)
-        self.lines = [name for name, line in experiment.lines.items() if not only or line.method in only]
+        self.lines = [name for name, line in experiment.lines.items() if not only or {name, line.method} & {*only}]
         self._refuse_searched_keys(overrides)
         self.overrides = tuple(overrides)
         self._composer = config.Composer()

@@ -136,6 +136,7 @@ def test_a_method_may_have_the_settings_that_won_for_another_which_is_tuned_firs
     assert [run.task.hidden for run in confirmed] == [4, 5]
     assert plan.edges("Nesterov small") == []
     assert plan.unequal_trials() == {}
+    assert Plan(plan.experiment, str(tmp_path), only=["Nesterov large"]).lines == ["Nesterov large"]
     with pytest.raises(UserError, match=r"optimizer\.lr=2: is what as searches for Nesterov small"):
         Plan(plan.experiment, str(tmp_path), overrides=["optimizer.lr=2"], only=["Nesterov"])
 

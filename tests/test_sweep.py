@@ -172,9 +172,9 @@ def test_what_only_the_confirmation_would_stumble_over_is_refused_before_tuning(
         sweep.sweep(path, results=str(tmp_path / "results"))
 
 
-def test_unknown_methods_and_overrides_that_the_sweep_sets_itself_are_refused(tmp_path: Path) -> None:
+def test_unknown_names_and_overrides_that_the_sweep_sets_itself_are_refused(tmp_path: Path) -> None:
     path = write_experiment(tmp_path / "plain.yaml", "{Adam: {optimizer: adam}}")
-    with pytest.raises(UserError, match="did you mean 'Adam'"):
+    with pytest.raises(UserError, match="no such method or line in plain: 'adam'; did you mean 'Adam'"):
         sweep.sweep(path, results=str(tmp_path), only=["adam"])
     with pytest.raises(UserError, match="results=x: is set by --results"):
         sweep.sweep(path, results=str(tmp_path), overrides=["results=x"])
