@@ -1,4 +1,5 @@
-"""Writing files: whole or not at all, and what the file system refuses in one line."""
+"""Where files of this machine's own are; writing files: whole or not at all, and what the file system refuses in one
+line."""
 
 from __future__ import annotations
 
@@ -10,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from kfacrnn.errors import UserError
+
+
+def cache(*parts: str) -> Path:
+    """A place in the cache: what is there can be made or downloaded again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").joinpath("kfacrnn", *parts)
 
 
 @contextmanager

@@ -19,12 +19,12 @@ from kfacrnn.kfac import randomness
 from kfacrnn.kfac.block import Block, Curvature
 from kfacrnn.kfac.capture import Recorder, Tap, Tape
 from kfacrnn.kfac.coverage import Coverage, Row
-from kfacrnn.kfac.distribution import Alone
 from kfacrnn.kfac.factors import Sequences
 from kfacrnn.kfac.findings import Finding, beyond_the_end, first_not_finite, incomplete
 from kfacrnn.kfac.layout import Pass, require_lengths, seen_by
 from kfacrnn.kfac.maths import DecompositionError
 from kfacrnn.kfac.partition import partition
+from kfacrnn.kfac.processes import Alone
 from kfacrnn.predictive import Distribution
 
 
@@ -44,16 +44,16 @@ class Estimator:
         *,
         decay: float,
         seed: int,
-        distribution: Alone | None = None,
+        processes: Alone | None = None,
     ):
         if not trained:
             raise ValueError("no parameter requires a gradient: there is nothing to train")
         self._recorder = Recorder(model, trained)
         self._decay = decay
         self._empirical = curvature.empirical
-        self._distribution = distribution or Alone()
+        self._processes = processes or Alone()
         self.blocks, self.uncovered = partition(model, self._recorder, trained, curvature)
-        self._distribution.place(self.blocks)
+        self._processes.place(self.blocks)
         self._names = {id(block.map): name for name, block in self.blocks.items()}
         self._parameter = next(p for p in model.parameters() if p in trained)
         self._frozen: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if not p.requires_grad}
@@ -88,7 +88,7 @@ class Estimator:
             passes = self._passes(taps, gradients, distribution)
             for block, _ in whole:
                 block.meet_logits(passes[block.name].g, logits_gradient)
-            all_saw = Finding.of_all(self._distribution.gathered(self._finding(passes, whole)))
+            all_saw = Finding.of_all(self._processes.gathered(self._finding(passes, whole)))
             if (name := all_saw.not_finite) is not None:
                 if is_first:
                     raise DecompositionError(f"{name} met values that are not finite in the first statistics pass")
@@ -109,7 +109,7 @@ class Estimator:
                 f"forward returned a {type(distribution).__name__}: its distribution is to be one of "
                 "kfacrnn.predictive, such as Categorical(logits=…)"
             )
-        part = self._distribution.part(distribution.logits.shape[1])
+        part = self._processes.part(distribution.logits.shape[1])
         if not self._empirical:  # a distribution of the user's own may know nothing of parts
             return distribution, distribution.sample(self._sampler(), *(() if part is None else (part,)))
         (targets,) = given
@@ -133,7 +133,7 @@ class Estimator:
         """Dropout in a pass for K-FAC's own use draws from the private generator, not from the training run's."""
         restore = randomness.kept(self.device)
         try:
-            randomness.seed(self._seed() + self._distribution.rank, self.device)  # each process has noise of its own
+            randomness.seed(self._seed() + self._processes.rank, self.device)  # each process has noise of its own
             yield
         finally:
             restore()
@@ -197,7 +197,7 @@ class Estimator:
             )
 
     def _finding(self, passes: dict[str, Pass], whole: list[tuple[Block, list[Tensor]]]) -> Finding:
-        is_idle = self._distribution.is_idle
+        is_idle = self._processes.is_idle
         sequences = {name: seen.sequences.counted(0 if is_idle else 1) for name, seen in passes.items()}
         logits = {name for name, block in self.blocks.items() if block.is_logits}
         not_finite = None if is_idle else first_not_finite(passes)
@@ -211,8 +211,8 @@ class Estimator:
         for name, block in self.blocks.items():
             block.is_logits = name in all_saw.logits
             block.begin(all_saw.sequences[name], self._decay)
-        with self._distribution.summing(list(self.blocks.values())):
-            for name, (a, g, sequences) in ({} if self._distribution.is_idle else passes).items():
+        with self._processes.summing(list(self.blocks.values())):
+            for name, (a, g, sequences) in ({} if self._processes.is_idle else passes).items():
                 block, everyones = self.blocks[name], all_saw.sequences[name]
                 variance = distribution.output_variance() if block.is_logits and not self._empirical else None
                 block.observe(a, g, variance, replace(everyones, padding=sequences.padding))
@@ -222,7 +222,7 @@ class Estimator:
         return Coverage([*rows, *(Row("—", name, "gradient", "") for name in self.uncovered)])
 
     def state_dict(self) -> dict[str, Any]:
-        inverses = self._distribution.whole({name: block.inverse for name, block in self.blocks.items()})
+        inverses = self._processes.whole({name: block.inverse for name, block in self.blocks.items()})
         blocks = {name: block.state_dict(inverses[name]) for name, block in self.blocks.items()}
         return {"blocks": blocks, "generator": self._generator.get_state(), "skipped": self.skipped}
 
@@ -238,7 +238,7 @@ class Estimator:
         self.skipped = state["skipped"]
         for name, block in self.blocks.items():
             block.load_state_dict(state["blocks"][name])
-            block.inverse = self._distribution.kept(name, block.inverse)
+            block.inverse = self._processes.kept(name, block.inverse)
         self._generator.set_state(state["generator"].cpu())
 
     def require_frozen(self, parameters: Iterable[Tensor]) -> None:

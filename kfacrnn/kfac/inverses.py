@@ -18,8 +18,8 @@ import torch
 
 from kfacrnn.kfac.block import Block, plain
 from kfacrnn.kfac.cadence import EARLY_INTERVAL, is_due
-from kfacrnn.kfac.distribution import Alone
 from kfacrnn.kfac.maths import DecompositionError
+from kfacrnn.kfac.processes import Alone
 
 Work = Mapping[Any, Callable[[], Any]]  # block by block, or side by side where processes share it
 
@@ -48,11 +48,11 @@ class Inverses:
         blocks: Mapping[str, Block],
         every: int,
         delay: int,
-        distribution: Alone | None = None,
+        processes: Alone | None = None,
         early_interval: float = EARLY_INTERVAL,
     ):
         self._blocks = blocks
-        self._distribution = distribution or Alone()
+        self._processes = processes or Alone()
         self._every = every
         self._delay = delay
         self._early_interval = early_interval
@@ -72,8 +72,8 @@ class Inverses:
         if not is_new or not due or self._pending is not None:
             return
         inversions = {name: block.inversion(damping) for name, block in self._blocks.items()}
-        work = self._distribution.work(inversions)
-        collect = partial(self._distribution.collected, inversions, is_first=self.made_from < 0)
+        work = self._processes.work(inversions)
+        collect = partial(self._processes.collected, inversions, is_first=self.made_from < 0)
         if self._delay == 0 or self.made_from < 0:
             inverses = collect(self._side_by_side(work))
             self._started = update
@@ -167,7 +167,7 @@ class Inverses:
         """Waits for pending work: what it found belongs to the state."""
         pending = None
         if self._pending is not None:
-            whole = self._distribution.whole(self._awaited(self._pending))
+            whole = self._processes.whole(self._awaited(self._pending))
             pending = {"due": self._pending.due, "inverses": {name: plain(inverse) for name, inverse in whole.items()}}
         return {"started": self._started, "made_from": self.made_from, "failures": self.failures, "pending": pending}
 
@@ -178,7 +178,7 @@ class Inverses:
             done: Future[dict[Any, Any]] = Future()
             done.set_result(
                 {
-                    name: self._distribution.kept(name, self._blocks[name].restored(inverse))
+                    name: self._processes.kept(name, self._blocks[name].restored(inverse))
                     for name, inverse in state["pending"]["inverses"].items()
                 }
             )

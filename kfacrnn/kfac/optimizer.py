@@ -39,10 +39,10 @@ from kfacrnn.kfac.block import Curvature
 from kfacrnn.kfac.cadence import EARLY_INTERVAL, Passes
 from kfacrnn.kfac.coverage import Coverage
 from kfacrnn.kfac.damping import Damping, LevenbergMarquardt
-from kfacrnn.kfac.distribution import distribution
 from kfacrnn.kfac.estimator import Estimator
 from kfacrnn.kfac.inverses import Inverses
 from kfacrnn.kfac.maths import GAMMA_MAX
+from kfacrnn.kfac.processes import processes
 from kfacrnn.kfac.quadratic import (
     STAY,
     Chosen,
@@ -95,7 +95,7 @@ class KFAC(torch.optim.Optimizer):
                     whose mean is several times their deviation want float32 products
     lag_tolerance   modes with |ψ̂| no larger count as uncorrelated over time; 0: exact, None: by size, see there
     seed            of the private generator that targets are sampled with
-    process_group   of a data-parallel run, such as `torch.distributed.group.WORLD`; see `kfacrnn.kfac.distribution`
+    process_group   of a data-parallel run, such as `torch.distributed.group.WORLD`; see `kfacrnn.kfac.processes`
     inverse_share   largest share of its ranks that hold any one inverse: 1 exchanges inverses, 1/ranks directions
 
     Raises ValueError for an argument out of range, and for a model of which something would be left untrained.
@@ -153,7 +153,7 @@ class KFAC(torch.optim.Optimizer):
         self.quadratic_model = quadratic_model
         self.loss_scale = loss_scale
         self._passes = Passes(statistics_every, statistics_fraction, early_interval)
-        self._distribution = distribution(process_group, inverse_share)
+        self._processes = processes(process_group, inverse_share)
         self._estimator = Estimator(
             model,
             {p for group in self.param_groups for p in group["params"] if p.requires_grad},
@@ -162,12 +162,10 @@ class KFAC(torch.optim.Optimizer):
             ),
             decay=float(statistics_decay),
             seed=seed,
-            distribution=self._distribution,
+            processes=self._processes,
         )
         check_covered(self._estimator.uncovered, fallback)
-        self._inverses = Inverses(
-            self._estimator.moving, refresh_every, refresh_delay, self._distribution, early_interval
-        )
+        self._inverses = Inverses(self._estimator.moving, refresh_every, refresh_delay, self._processes, early_interval)
         self._updates = self._skipped = self._adapted_at = 0
         self._last = Taken()
         self._velocity_curvature = 0.0  # vᵀ(F + λ_h I)v, as far as the quadratic model is asked
@@ -193,7 +191,7 @@ class KFAC(torch.optim.Optimizer):
     def statistics_cases(self, cases: int) -> slice:
         """The next `statistics_fraction` of a batch's `cases` sequences, in rotation over the passes. Where it leaves a
         rest, the last part of a rotation overlaps the one before. A rank gives and gets the numbers of its own ones."""
-        return self._distribution.own(self._passes.next_cases(cases * self._distribution.ranks))
+        return self._processes.own(self._passes.next_cases(cases * self._processes.ranks))
 
     def update_statistics(self, forward: Callable[[], Any]) -> None:
         """Takes a_t and g_t of one forward pass into the averages.
@@ -254,7 +252,7 @@ class KFAC(torch.optim.Optimizer):
         return loss
 
     def _directions(self) -> tuple[Directions, float]:
-        return preconditioned(self._estimator, self._distribution, self.loss_scale)
+        return preconditioned(self._estimator, self._processes, self.loss_scale)
 
     def _rule(
         self, directions: Directions, curvature: float, forward: Callable[[], Distribution] | None
@@ -277,10 +275,10 @@ class KFAC(torch.optim.Optimizer):
         with self._estimator.private_randomness():
             forward = repeatable(forward, self._estimator.device)
             if not self._is_repeatable:
-                require_repeatable(forward, self._distribution.mean)
+                require_repeatable(forward, self._processes.mean)
                 self._is_repeatable = True
             found = plane(forward, list(directions), foretold, self.loss_scale)
-        return found.averaged(self._distribution.mean).chosen(self._damping.before(self._updates), s)
+        return found.averaged(self._processes.mean).chosen(self._damping.before(self._updates), s)
 
     def _taken(self, rule: Bounded | Chosen, directions: Directions, curvature: float) -> Taken:
         planned = steps(self.param_groups, directions, rule.step)
@@ -316,7 +314,7 @@ class KFAC(torch.optim.Optimizer):
         before, after = (
             torch.as_tensor(loss, dtype=torch.float64).detach().cpu() for loss in (loss_before, loss_after)
         )
-        change = self._distribution.mean(after - before).item()
+        change = self._processes.mean(after - before).item()
         self._reduction_ratio = self._damping.adapt(change, self._last.predicted_change)
         self._adapted_at = self._updates
 

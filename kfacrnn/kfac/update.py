@@ -11,20 +11,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kfacrnn.kfac.distribution import Alone
 from kfacrnn.kfac.estimator import Estimator
+from kfacrnn.kfac.processes import Alone
 
 Directions = dict[Tensor, Tensor]  # Δ by parameter
 State = MutableMapping[Tensor, dict[str, Any]]  # an optimiser's
 
 
-def preconditioned(estimator: Estimator, distribution: Alone, loss_scale: float) -> tuple[Directions, float]:
+def preconditioned(estimator: Estimator, processes: Alone, loss_scale: float) -> tuple[Directions, float]:
     """Δ for every parameter that has a gradient, and ΔᵀF̂Δ = Δᵀ∇h in one transfer from the device. Raises ValueError
     where a block has only some of its gradients: it moves as one."""
     directions: Directions = {}
     products = []
     blocks = [block for block in estimator.moving.values() if block.has_gradients()]
-    found = distribution.directions(blocks, loss_scale)
+    found = processes.directions(blocks, loss_scale)
     for block, (block_directions, product) in zip(blocks, found, strict=True):
         for parameter, direction in zip(block.parameters, block_directions, strict=True):
             if direction.shape == parameter.shape:
@@ -36,7 +36,7 @@ def preconditioned(estimator: Estimator, distribution: Alone, loss_scale: float)
         if parameter.grad is not None:
             directions[parameter] = parameter.grad
             products.append(parameter.grad.square().sum())
-    return directions, distribution.mean(torch.stack(products).sum()).item() if products else 0.0
+    return directions, processes.mean(torch.stack(products).sum()).item() if products else 0.0
 
 
 class Step(NamedTuple):

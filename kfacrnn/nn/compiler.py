@@ -17,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from kfacrnn import files
+
 COMPILERS = ("cc", "gcc", "clang")
 # Not fast-math: runs that explode must show NaN and infinity.
 FLAGS = ("-O3", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
@@ -60,10 +62,10 @@ def _load(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
     texts = [path.read_text("utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
     key = "\n".join([*texts, *flags, version, _processor_features()])
     name = f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kfacrnn"
-    if not (cache / name).exists():
-        _build([compiler, *flags], source, cache, name)
-    return ctypes.CDLL(str(cache / name))
+    library = files.cache(name)
+    if not library.exists():
+        _build([compiler, *flags], source, library)
+    return ctypes.CDLL(str(library))
 
 
 def _compiler() -> str:
@@ -73,15 +75,15 @@ def _compiler() -> str:
     raise RuntimeError("no C compiler found")
 
 
-def _build(command: list[str], source: Path, cache: Path, name: str) -> None:
+def _build(command: list[str], source: Path, library: Path) -> None:
     """Atomic, so that several processes may build at once."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=cache) as folder:
-        compiled, linked = f"{folder}/{source.stem}.o", f"{folder}/{name}"
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{library.name}.", dir=library.parent) as folder:
+        compiled, linked = f"{folder}/{source.stem}.o", f"{folder}/{library.name}"
         _run([*command, "-c", str(source), "-o", compiled])
         # Linked without libgomp, whose functions are found in the one that torch has loaded, whatever its file name.
         _run([command[0], "-shared", "-nostdlib", compiled, "-lm", "-o", linked])
-        Path(linked).replace(cache / name)
+        Path(linked).replace(library)
 
 
 def _run(command: list[str]) -> str:

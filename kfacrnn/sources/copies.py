@@ -7,14 +7,13 @@ store does not have is left out, as the store itself leaves it out.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from kfacrnn import files
 from kfacrnn.files import write_atomic, write_json
 from kfacrnn.store import STATES, RunFolder, Store
 
@@ -118,5 +117,4 @@ def remove(folder: RunFolder) -> None:
 
 def cache(*parts: str) -> Store:
     """The store of the cache where such copies are."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kfacrnn"
-    return Store(root.joinpath(*parts))
+    return Store(files.cache(*parts))

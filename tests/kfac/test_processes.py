@@ -333,7 +333,7 @@ def groups_to_choose() -> tuple[str, bool]:
         KFAC(nn.Linear(2, 3), loss_scale=1)
     except ValueError as error:
         alone, _ = dist.new_subgroups(1)
-        return str(error), KFAC(nn.Linear(2, 3), loss_scale=1, process_group=alone)._distribution.ranks == 1
+        return str(error), KFAC(nn.Linear(2, 3), loss_scale=1, process_group=alone)._processes.ranks == 1
     return "", False
 
 

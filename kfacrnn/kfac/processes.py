@@ -259,7 +259,7 @@ class Together(Alone):
         return inverse if inverse is None or self._holds(name) else Elsewhere(inverse.diagnostics)
 
 
-def distribution(group: dist.ProcessGroup | None, share: float) -> Alone:
+def processes(group: dist.ProcessGroup | None, share: float) -> Alone:
     """Raises ValueError where there are several processes and KFAC was not told which belong together: each would
     precondition the averaged gradient by the statistics of its own sequences, and they would drift apart."""
     if group is None and dist.is_available() and dist.is_initialized() and (ranks := dist.get_world_size()) > 1:
