@@ -65,6 +65,7 @@ def check_settings(**settings: Any) -> None:
     )
     holds("approximation", value("approximation") in APPROXIMATIONS, f"one of {', '.join(APPROXIMATIONS)}")
     holds("fisher", value("fisher") in ("sampled", "empirical"), "'sampled' or 'empirical'")
+    holds("gates", value("gates") in ("separate", "joint"), "'separate' or 'joint'")
     holds("fallback", value("fallback") in (None, "gradient"), "None or 'gradient'")
     for name in ("damping", "gamma_max"):
         check_positive(name, value(name))

@@ -29,7 +29,7 @@ class Curvature:
     """What all blocks agree on: the approximation, the largest factor that is kept dense, in which precision its
     decomposition and products are, and which modes count. None, and products with float64 factors: see
     `kfacrnn.kfac.precision`. Of targets that are not the model's own, `empirical`, the g_t of outputs are correlated
-    over time."""
+    over time. With `joint_gates` the splits of a map are one block."""
 
     approximation: str
     max_dense: int
@@ -38,6 +38,7 @@ class Curvature:
     product_dtype: torch.dtype | None = None
     lag_tolerance: float | None = None
     empirical: bool = False
+    joint_gates: bool = False
 
     def exactness(self, lag_0: Sequence[Tensor]) -> dict[str, Any]:
         """What `inversion` is to be told of precision and tolerance, for a map with these A0 and G0."""

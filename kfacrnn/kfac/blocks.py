@@ -1,6 +1,7 @@
 """Which parameters form a Fisher block: those of a linear map, of an embedding, or of gains and shifts.
 
-A `LinearBlock` with splits is as many Fisher blocks as it has splits; they share A0, A1 and one decomposition of them.
+A `LinearBlock` is as many Fisher blocks as its map has splits, unless gates are joint; they share A0, A1 and one
+decomposition of them.
 """
 
 from __future__ import annotations
@@ -116,12 +117,13 @@ class LinearBlock(KroneckerBlock):
     def __init__(self, name: str, map: LinearMap, curvature: Curvature, names: Mapping[Tensor, str]):
         super().__init__(name, map, curvature, names)
         self.widths = [weight.shape[1] for weight in map.weights]
-        self.rows = list(map.splits.values()) or [map.weights[0][map.rows].shape[0]]
+        self.splits = {} if curvature.joint_gates else map.splits
+        self.rows = list(self.splits.values()) or [map.weights[0][map.rows].shape[0]]
         self.columns = sum(self.widths) + bool(map.biases)
         self.dense_A = self._is_dense(self.columns)
 
     def split_names(self) -> list[str]:
-        return list(self.map.splits) or [""]
+        return list(self.splits) or [""]
 
     def _observe_inputs(self, A0: Tensor, A1: Tensor | None, a: Tensor, sequences: Sequences) -> None:
         a = factors.with_homogeneous_coordinate(a) if self.map.biases else a

@@ -87,6 +87,8 @@ class KFAC(torch.optim.Optimizer):
                     needs `forward`. lr, kl_clip and momentum do not act, but a schedule's s scales the whole update
     params          parameter groups as for any optimiser, to give parts of the model their own lr, momentum or weight
                     decay; default: every parameter. What is frozen now has to stay so
+    gates           "separate": the gates of a layer are blocks of their own, as in section 4; "joint": one block, with
+                    their correlations in G, whose decomposition costs sixteen times as much as those of four gates
     max_dense       factors of a larger dimension are diagonal
     gamma_max       bound on γ and on 1/(1 − m_G m_A), see `fisher_inverse`
     compute_dtype, product_dtype
@@ -128,6 +130,7 @@ class KFAC(torch.optim.Optimizer):
         adaptive_damping: LevenbergMarquardt | None = None,
         quadratic_model: QuadraticModel | None = None,
         params: Iterable[Any] | None = None,
+        gates: str = "separate",
         max_dense: int = 4096,
         gamma_max: float = GAMMA_MAX,
         compute_dtype: torch.dtype | None = None,
@@ -141,7 +144,7 @@ class KFAC(torch.optim.Optimizer):
             model=model, approximation=approximation, fisher=fisher, fallback=fallback, damping=damping,
             first_damping=first_damping, gamma_max=gamma_max, statistics_fraction=statistics_fraction,
             inverse_share=inverse_share, statistics_decay=statistics_decay, statistics_every=statistics_every,
-            refresh_every=refresh_every, max_dense=max_dense, refresh_delay=refresh_delay,
+            refresh_every=refresh_every, gates=gates, max_dense=max_dense, refresh_delay=refresh_delay,
             early_interval=early_interval, compute_dtype=compute_dtype, product_dtype=product_dtype,
             lag_tolerance=lag_tolerance,
         )  # fmt: skip
@@ -158,7 +161,14 @@ class KFAC(torch.optim.Optimizer):
             model,
             {p for group in self.param_groups for p in group["params"] if p.requires_grad},
             Curvature(
-                approximation, max_dense, gamma_max, compute_dtype, product_dtype, lag_tolerance, fisher == "empirical"
+                approximation,
+                max_dense,
+                gamma_max,
+                compute_dtype,
+                product_dtype,
+                lag_tolerance,
+                empirical=fisher == "empirical",
+                joint_gates=gates == "joint",
             ),
             decay=float(statistics_decay),
             seed=seed,

@@ -36,6 +36,10 @@ class Config:
     inverse_share: float = setting(
         "largest share of the processes that hold any one inverse", above=0, at_most=1, scientific=False
     )
+    gates: str | None = setting(
+        "separate: the gates of a layer are blocks of their own; joint: one block; null: separate",
+        choices=["separate", "joint"], later=True, costly=True,
+    )  # fmt: skip
     max_dense: int = setting("factors of a larger dimension are diagonal", at_least=1, costly=True)
     decompositions: str = setting("precision of decompositions", choices=["auto", "fp32", "fp64"], costly=True)
     products: str = setting(
@@ -101,6 +105,7 @@ def build(approximation: str, model: nn.Module, config: Config, task: Task, seed
         early_interval=config.intervals[2],
         quadratic_model=QuadraticModel(config.quadratic_fraction) if config.quadratic_fraction else None,
         adaptive_damping=LevenbergMarquardt(config.adapt_damping_every) if config.adapt_damping_every else None,
+        gates=config.gates or "separate",
         max_dense=config.max_dense,
         compute_dtype=dtypes[config.decompositions],
         product_dtype=dtypes[config.products],

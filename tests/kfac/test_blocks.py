@@ -80,6 +80,16 @@ def test_a_block_with_two_inputs_two_biases_and_uneven_splits_agrees_with_dense_
     torch.testing.assert_close(product, (expected * Z).sum())
 
 
+@pytest.mark.parametrize("approximation", THREE)
+def test_joint_gates_are_one_block_with_their_correlations(approximation):
+    weight = parameter(6, 3)
+    linear = LinearMap("m", (weight,), (), {"one": 1, "three": 3, "two": 2})
+    block, a, g = made(linear, replace(CURVATURE, approximation=approximation, joint_gates=True))
+    expected = dense.multiply(approximation, *moments(a), *moments(g), weight.grad, lengths={T: 1.0}, damping=LAMBDA)
+    torch.testing.assert_close(block.direction(N)[0][0], N * expected, rtol=1e-9, atol=1e-12)
+    assert [(row.block, row.factors) for row in block.coverage()] == [("block", "A 3 · G 6")]
+
+
 def test_an_embedding_moves_the_rows_of_its_batch_as_dense_matrices_say_and_no_other():
     embedding = EmbeddingMap("m", parameter(7, 3))
     block, a, g = made(embedding)

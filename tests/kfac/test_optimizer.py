@@ -385,6 +385,8 @@ def test_the_state_of_something_else_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             KFAC(other, approximation, loss_scale=T).load_state_dict(state)
+    with pytest.raises(ValueError, match="the state is that of another model: rnn.l0 has factors"):
+        KFAC(language_model(), "option1", loss_scale=T, gates="joint").load_state_dict(state)
     other = language_model()
     groups = [{"params": [*part.parameters()]} for part in other.children()]
     fresh = KFAC(other, "option1", loss_scale=T, params=groups)
@@ -865,6 +867,7 @@ OUT_OF_RANGE = {
     "statistics_every": (0, 2.5),
     "refresh_every": (0,),
     "refresh_delay": (-1, 20, 0.5),
+    "gates": ("both", None),
     "max_dense": (0,),
     "compute_dtype": (torch.float16, torch.bfloat16),
     "product_dtype": (torch.float16, torch.float64),
