@@ -385,7 +385,7 @@ def test_the_state_of_something_else_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             KFAC(other, approximation, loss_scale=T).load_state_dict(state)
-    with pytest.raises(ValueError, match="the state is that of another model: rnn.l0 has factors"):
+    with pytest.raises(ValueError, match=r"the state is that of another model: rnn\.l0 has factors"):
         KFAC(language_model(), "option1", loss_scale=T, gates="joint").load_state_dict(state)
     other = language_model()
     groups = [{"params": [*part.parameters()]} for part in other.children()]
