@@ -85,7 +85,7 @@ def _find(path: Path, measured: dict[str, Any]) -> Cost | None:
     if not bench or bench["machine"]["busy"] or bench["overrides"]:
         return None
     for row in bench["rows"]:
-        if measured.items() <= row.items():
+        if measured.items() <= (row | {"settings": settings.without_none(row["settings"])}).items():
             source = (f"bench/{path.name}", bench["commit"], bench["hardware"])
             own = {"p95": row["ms_p95"] / 1000, "command": bench["command"]}
             return Cost(row["ms_mean_cycle"] / 1000, *source, _kinds(row), **own)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 PLAIN_LISTS = ("list[str]", "list[int]", "list[float]")
@@ -44,9 +44,14 @@ def scientific(config: Any) -> dict[str, Any]:
 
 
 def costly(config: Any) -> dict[str, Any]:
-    """The settings of an optimiser that decide how long an update takes."""
+    """The settings of an optimiser that decide how long an update takes; None is as good as a setting that is not
+    there, which those that came later were not."""
     fields = dataclasses.fields(config)
-    return {field.name: getattr(config, field.name) for field in fields if field.metadata.get("costly")}
+    return without_none({field.name: getattr(config, field.name) for field in fields if field.metadata.get("costly")})
+
+
+def without_none(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def problems(config: Any, prefix: str = "") -> Iterator[str]:
