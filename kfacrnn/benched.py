@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kfacrnn import config, settings
+from kfacrnn.errors import UserError
 from kfacrnn.run import Run
 
 if TYPE_CHECKING:
@@ -61,17 +63,27 @@ class Cost:
 
 def cost(run: Run, results: Path, experiment: str, line: str) -> Cost | None:
     """What was measured of a run of an experiment's line, on a machine that did nothing else: of that very line by
-    `kfacrnn bench experiment`, or else of its optimiser by `kfacrnn bench step-cost`, if the run's task has its default
-    sizes. Precision, number of threads and whatever an update's cost depends on are the run's. None where nothing was
-    measured."""
+    `kfacrnn bench experiment`, or else of its optimiser on its task by `kfacrnn bench step-cost`, which may have been
+    given other settings of the task, such as task.hidden=1024. Precision, number of threads and whatever an update's
+    cost depends on are the run's. None where nothing was measured."""
     measured = {"task": run.task.name, "optimizer": run.optimizer.name, "dtype": run.precision, "threads": run.threads}
     measured["settings"] = settings.costly(run.optimizer)
-    found = _find(file(results, f"experiment-{experiment}", run), measured | {"line": line})
-    if found is None and run.task == _default_task(run.task.name):
-        found = _find(file(results, f"step-cost-{run.task.name}", run), measured)
+    own = file(results, f"experiment-{experiment}", run)
+    found = None if _read(own).get("overrides") else _find(own, measured | {"line": line})
+    for path in _step_costs(results, run):
+        found = found or _find(path, measured)
     if found is None or not hasattr(run.optimizer, "intervals"):
         return found
     return replace(found, intervals=run.optimizer.intervals)
+
+
+def _step_costs(results: Path, run: Run) -> Iterator[Path]:
+    """What `kfacrnn bench step-cost` wrote of the run's task, at its precision and threads."""
+    default = file(results, f"step-cost-{run.task.name}", run)
+    for path in (default, *sorted(default.parent.glob(f"{default.stem}-task.*.json"))):
+        overrides = _read(path).get("overrides", [])
+        if all(entry.startswith("task.") for entry in overrides) and run.task == _task(run.task.name, *overrides):
+            yield path
 
 
 def file(results: Path, name: str, run: Run) -> Path:
@@ -80,9 +92,9 @@ def file(results: Path, name: str, run: Run) -> Path:
 
 
 def _find(path: Path, measured: dict[str, Any]) -> Cost | None:
-    """The cost in the row of a quiet benchmark, without overrides, that has these values."""
+    """The cost in the row of a quiet benchmark that has these values."""
     bench = _read(path)
-    if not bench or bench["machine"]["busy"] or bench["overrides"]:
+    if not bench or bench["machine"]["busy"]:
         return None
     for row in bench["rows"]:
         if measured.items() <= (row | {"settings": settings.without_none(row["settings"])}).items():
@@ -117,7 +129,7 @@ def estimate(run: Run, results: Path) -> float | None:
     if bench is None:
         return None
     times = {row["optimizer"]: row["ms_mean_cycle"] / 1000 for row in bench["rows"]}
-    default = _default_task(run.task.name)
+    default = _task(run.task.name)
     batch, width = (getattr(run.task, key, 1) / getattr(default, key, 1) for key in ("batch_size", "hidden"))
     threads = bench["threads"] / run.threads
     return times.get(run.optimizer.name, min(times.values())) * batch * width**1.5 * threads
@@ -135,5 +147,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 @functools.cache
-def _default_task(name: str) -> Any:
-    return config.compose([f"task={name}"]).task
+def _task(name: str, *overrides: str) -> Any:
+    """None for overrides that there are no more."""
+    try:
+        return config.compose([f"task={name}", *overrides]).task
+    except UserError:
+        return None

@@ -419,6 +419,20 @@ def test_benched_seconds_are_for_the_sizes_that_were_benched_and_for_runs_withou
     assert column(drawn(path, tmp_path), "benched", "Adam", "x") == []
 
 
+def test_a_benchmark_of_other_sizes_is_for_the_runs_that_have_them(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path / "tiny.yaml", METHODS, figure=BENCHED)
+    sizes = "[task=repeat_copy, threads=1, budget.updates=20, task.hidden=7]"
+    Path(path).write_text(Path(path).read_text().replace(f"[{', '.join(TINY)}]", sizes))
+    store(confirmation(path, tmp_path, "Adam")[0], [4.0, 3.0], every=10, jobs=2)
+    bench(tmp_path)
+    name = "step-cost-repeat_copy-fp32-threads=1-task.hidden="
+    for hidden, more in ((8, ""), (7, "task.batch_size=3"), (7, "optimizer.clip=1"), (7, "task.gone=1")):
+        bench(tmp_path, f"{name}{hidden}", overrides=[f"task.hidden={hidden}", *filter(None, [more])])
+        assert column(drawn(path, tmp_path), "benched", "Adam", "x") == []
+    bench(tmp_path, f"{name}7", overrides=["task.hidden=7"])
+    assert column(drawn(path, tmp_path), "benched", "Adam", "x") == [5.0, 10.0]
+
+
 def test_a_benchmark_of_the_experiment_knows_each_of_its_lines(tmp_path: Path) -> None:
     budget = ["budget.updates=20", "budget.log_every=10"]
     path = write_experiment(tmp_path / "tiny.yaml", METHODS, common=budget, figure=BENCHED)  # smaller than the default
