@@ -108,6 +108,18 @@ def test_the_dnc_as_shipped() -> None:
         assert cells[2] == ("not reached" if math.isinf(median) else f"{median:.0f}"), line
 
 
+def test_joint_gates() -> None:
+    said = table("bits per character, median (range)")
+    ends = {}
+    for line, cells in said.items():
+        for gates, cell in zip(("", ", joint gates"), cells[:2], strict=True):
+            found = [mean(rows, 451, 500) / math.log(2) for rows in finished("gates_char", line + gates)]
+            assert cell == f"{statistics.median(found):.3f} ({min(found):.3f}–{max(found):.3f})", line
+            ends[line + gates] = found
+    indep, *options = (ends[f"K-FAC {name}, joint gates"] for name in ("indep", "option 1", "option 2"))
+    assert all(max(option) < min(indep) for option in options)
+
+
 @pytest.mark.slow
 def test_every_stored_run_has_the_identity_of_its_configuration_and_the_rows_of_its_budget() -> None:
     for folder in Store(ROOT / "results"):
