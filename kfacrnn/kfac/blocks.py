@@ -94,16 +94,17 @@ class KroneckerBlock(Block):
 
     def coverage(self) -> list[Row]:
         starts = accumulate(self.rows, initial=self.map.rows.start or 0)
-        return [
-            Row(
-                f"{self.name}.{split}" if split else self.name,
-                ", ".join(f"{name}[{start}:{start + rows}]" if split else name for name in self.parameter_names),
-                self.approximation,
-                f"A {self.columns}{'' if self.dense_A else ' diagonal'}"
-                f" · G {rows}{'' if self._is_dense(rows) else ' diagonal'}",
-            )
-            for split, rows, start in zip(self.split_names(), self.rows, starts, strict=False)
-        ]
+        return [self._row(*part) for part in zip(self.split_names(), starts, self.rows, strict=False)]
+
+    def _row(self, split: str, start: int, rows: int) -> Row:
+        part = f"[{start}:{start + rows}]" if split or self.map.rows != slice(None) else ""
+        return Row(
+            f"{self.name}.{split}" if split else self.name,
+            ", ".join(f"{name}{part}" for name in self.parameter_names),
+            self.approximation,
+            f"A {self.columns}{'' if self.dense_A else ' diagonal'}"
+            f" · G {rows}{'' if self._is_dense(rows) else ' diagonal'}",
+        )
 
     def split_names(self) -> list[str]:
         return [""]
@@ -117,7 +118,7 @@ class LinearBlock(KroneckerBlock):
     def __init__(self, name: str, map: LinearMap, curvature: Curvature, names: Mapping[Tensor, str]):
         super().__init__(name, map, curvature, names)
         self.widths = [weight.shape[1] for weight in map.weights]
-        self.splits = {} if curvature.joint_gates else map.splits
+        self.splits = {} if curvature.joint_gates and len(map.splits) > 1 else map.splits
         self.rows = list(self.splits.values()) or [map.weights[0][map.rows].shape[0]]
         self.columns = sum(self.widths) + bool(map.biases)
         self.dense_A = self._is_dense(self.columns)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kfacrnn.kfac.block import Curvature
 from kfacrnn.kfac.blocks import block_of
 from kfacrnn.kfac.capture import ElementwiseMap, EmbeddingMap, LinearMap
-from kfacrnn.kfac.coverage import Coverage
+from kfacrnn.kfac.coverage import Coverage, Row
 from kfacrnn.kfac.factors import Sequences
 from tests.kfac import dense
 
@@ -87,7 +87,18 @@ def test_joint_gates_are_one_block_with_their_correlations(approximation):
     block, a, g = made(linear, replace(CURVATURE, approximation=approximation, joint_gates=True))
     expected = dense.multiply(approximation, *moments(a), *moments(g), weight.grad, lengths={T: 1.0}, damping=LAMBDA)
     torch.testing.assert_close(block.direction(N)[0][0], N * expected, rtol=1e-9, atol=1e-12)
-    assert [(row.block, row.factors) for row in block.coverage()] == [("block", "A 3 · G 6")]
+    assert block.coverage() == [Row("block", "p0", approximation, "A 3 · G 6")]
+
+
+def test_joint_gates_say_which_rows_of_their_parameters_they_are():
+    weight = parameter(9, 3)
+    joint = replace(CURVATURE, joint_gates=True)
+    gates = block_of("gates", LinearMap("m", (weight,), (), {"r": 3, "z": 3}, slice(0, 6)), joint, {weight: "W"})
+    rest = block_of("rest", LinearMap("m", (weight,), (), {"n": 3}, slice(6, 9)), joint, {weight: "W"})
+    assert [(row.block, row.parameters) for row in (*gates.coverage(), *rest.coverage())] == [
+        ("gates", "W[0:6]"),
+        ("rest.n", "W[6:9]"),
+    ]
 
 
 def test_an_embedding_moves_the_rows_of_its_batch_as_dense_matrices_say_and_no_other():
