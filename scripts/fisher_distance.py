@@ -11,7 +11,6 @@ on one thread, and the Penn Treebank (KFACRNN_DATA).
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import statistics
 import sys
@@ -22,6 +21,7 @@ from fisher_study import picture, report, training
 from fisher_study.exact import exact_blocks
 from fisher_study.measures import Rows, distances, lags
 from fisher_study.problems import NAMES, Problem, problem
+from fisher_study.tables import write
 
 from kfacrnn.errors import UserError
 
@@ -46,29 +46,6 @@ def measure(studied: Problem, name: str, seed: int, batches: int) -> tuple[Rows,
             if longest:
                 lag_rows += [setting | row for row in lags(block, report.USUAL)]
     return rows, lag_rows
-
-
-def write(path: Path, rows: Rows) -> Rows:
-    """Four digits of every number, and the rows as they can then be read."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: f"{v:.4g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
-    return read(path)
-
-
-def read(path: Path) -> Rows:
-    with path.open(newline="") as file:
-        return [{key: _number(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
-
-
-def _number(cell: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(cell)
-        except ValueError:
-            continue
-    return cell
 
 
 def main(argv: list[str]) -> None:

@@ -19,7 +19,7 @@ from tests.scripts import script
 ROOT = Path(__file__).parents[1]
 H, STEPS, CASES = 6, 3, 2
 
-study = script("fisher_distance")
+study, tables = script("fisher_distance"), script("fisher_study.tables")
 problems, exact, approximations, measures, report, training = (
     script(f"fisher_study.{part}") for part in ("problems", "exact", "approximations", "measures", "report", "training")
 )
@@ -328,7 +328,7 @@ def test_the_script_writes_what_its_command_says_and_reads_nothing_into_other_se
     text = (tmp_path / "fisher_distance.md").read_text()
     assert "`python scripts/fisher_distance.py " + " ".join(argv) in text
     assert report.READING not in text
-    rows = study.read(tmp_path / "fisher_distance.csv")
+    rows = tables.read(tmp_path / "fisher_distance.csv")
     assert len(rows) == 3 * 4 * (1 + 3) * 8  # stages, gates, dampings at T = 3 and at T = 6, approximations
     assert all(0 <= row["frobenius"] < math.inf and 0 < row["noise"] < 1 for row in rows)
     defined = [row for row in rows if row["approximation"] not in measures.INDEFINITE]
@@ -337,7 +337,7 @@ def test_the_script_writes_what_its_command_says_and_reads_nothing_into_other_se
 
 
 def test_the_committed_tables_are_those_of_the_committed_numbers() -> None:
-    parts = [study.read(ROOT / "results" / f"fisher_distance{part}.csv") for part in ("", "_lags", "_training")]
+    parts = [tables.read(ROOT / "results" / f"fisher_distance{part}.csv") for part in ("", "_lags", "_training")]
     lines = [*report.lines(*parts, "python scripts/fisher_distance.py", whole=True)]
     of_this_study = lines[: lines.index("## Stored runs")]
     assert (ROOT / "results" / "fisher_distance.md").read_text().startswith("\n".join(of_this_study))
@@ -350,8 +350,8 @@ class Committed:
     """Medians of the committed numbers, at the longest T where none is said."""
 
     def __init__(self) -> None:
-        self.rows = study.read(ROOT / "results" / "fisher_distance.csv")
-        self.lags = study.read(ROOT / "results" / "fisher_distance_lags.csv")
+        self.rows = tables.read(ROOT / "results" / "fisher_distance.csv")
+        self.lags = tables.read(ROOT / "results" / "fisher_distance_lags.csv")
         self.T = {name: max(row["T"] for row in self.rows if row["problem"] == name) for name in problems.NAMES}
 
     def values(
@@ -462,7 +462,7 @@ def test_the_reading_of_the_training_is_true_of_the_stored_curves() -> None:
         lines = ("K-FAC indep", "K-FAC option 1", "K-FAC option 2")
         return [tuple(float(chosen[line][key]) for key in report.BAND) for line in lines]
 
-    runs = study.read(ROOT / "results" / "fisher_distance_training.csv")
+    runs = tables.read(ROOT / "results" / "fisher_distance_training.csv")
     for settings in training.SETTINGS:
         here = [run for run in runs if (run["settings"], run["update"]) == (settings, 100)]
         indep, *options = ([run["nats"] for run in here if run["approximation"] == x] for x in training.APPROXIMATIONS)

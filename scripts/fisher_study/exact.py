@@ -61,8 +61,8 @@ def exact_blocks(problem: Problem, batches: int) -> Iterator[tuple[int, Block]]:
         yield steps, block._replace(noise=math.nan) if unknown else block
 
 
-def enumerate_scores(problem: Problem, batch: Any) -> Iterator[Scores]:
-    """For every split of the recurrent maps that has more rows than one."""
+def enumerate_scores(problem: Problem, batch: Any, joint: bool = False) -> Iterator[Scores]:
+    """For every split of the recurrent maps that has more rows than one, or with their splits `joint`."""
     inputs = problem.inputs(batch)
     with Recorder(problem.model).recording() as tape:
         y = problem.readout(*inputs)
@@ -77,7 +77,8 @@ def enumerate_scores(problem: Problem, batch: Any) -> Iterator[Scores]:
     for tap, of_map in zip(taps, zip(*scores, strict=True), strict=True):
         assert isinstance(tap.map, LinearMap)
         a, g = with_homogeneous_coordinate(tap.a), torch.stack(of_map)
-        for (name, rows), part in zip(tap.map.splits.items(), g.split([*tap.map.splits.values()], -1), strict=True):
+        splits = {tap.map.name: g.shape[-1]} if joint else tap.map.splits
+        for (name, rows), part in zip(splits.items(), g.split([*splits.values()], -1), strict=True):
             if rows > 1:
                 yield Scores(name, a, part, torch.tensor(begins))
 
