@@ -70,8 +70,8 @@ def cost(run: Run, results: Path, experiment: str, line: str) -> Cost | None:
     measured["settings"] = settings.costly(run.optimizer)
     own = file(results, f"experiment-{experiment}", run)
     found = None if _read(own).get("overrides") else _find(own, measured | {"line": line})
-    for path in _step_costs(results, run):
-        found = found or _find(path, measured)
+    if found is None:
+        found = next(filter(None, (_find(path, measured) for path in _step_costs(results, run))), None)
     if found is None or not hasattr(run.optimizer, "intervals"):
         return found
     return replace(found, intervals=run.optimizer.intervals)

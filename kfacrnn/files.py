@@ -1,5 +1,4 @@
-"""Where files of this machine's own are; writing files: whole or not at all, and what the file system refuses in one
-line."""
+"""The cache; and writing files: whole or not at all, and what the file system refuses in one line."""
 
 from __future__ import annotations
 
