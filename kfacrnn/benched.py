@@ -80,9 +80,11 @@ def cost(run: Run, results: Path, experiment: str, line: str) -> Cost | None:
 def _step_costs(results: Path, run: Run) -> Iterator[Path]:
     """What `kfacrnn bench step-cost` wrote of the run's task, at its precision and threads."""
     default = file(results, f"step-cost-{run.task.name}", run)
-    for path in (default, *sorted(default.parent.glob(f"{default.stem}-task.*.json"))):
+    for path in sorted(default.parent.glob(f"{default.stem}*.json")):
         overrides = _read(path).get("overrides", [])
-        if all(entry.startswith("task.") for entry in overrides) and run.task == _task(run.task.name, *overrides):
+        is_of_task = all(entry.startswith("task.") for entry in overrides)
+        is_by_name = path.stem == "-".join([default.stem, *overrides])  # and not of another machine
+        if is_of_task and is_by_name and run.task == _task(run.task.name, *overrides):
             yield path
 
 

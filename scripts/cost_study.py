@@ -22,7 +22,7 @@ import pandas as pd
 from kfacrnn import benched, experiment
 from kfacrnn.drawing import OTHER_COLOURS, house_style, saved, write_files
 from kfacrnn.plan import Plan
-from kfacrnn.settings import costly
+from kfacrnn.settings import costly, without_none
 from kfacrnn.tables import markdown
 from kfacrnn.units import from_nats
 
@@ -62,7 +62,7 @@ def read(name: str, results: Path) -> Study:
         planned = plan.confirmation(line)
         runs, run = [each for each in planned if each.finished], planned[0].run
         bench = benched.nearest(results, f"experiment-{described.name}", run) or {"rows": []}
-        row = next((row for row in bench["rows"] if row["settings"] == costly(run.optimizer)), None)
+        row = next((row for row in bench["rows"] if without_none(row["settings"]) == costly(run.optimizer)), None)
         if not runs or row is None:
             missing[line] = f"kfacrnn bench experiment {name}" if runs else f"kfacrnn sweep {name} --only '{line}'"
             continue

@@ -44,7 +44,8 @@ def results(tmp_path: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch)
             synthetic.store(run, [loss], every=4)
         if cost is not None:
             measured = {"ratio_to_sgd": cost, "low": cost - 0.02, "high": cost + 0.02}
-            rows.append({"settings": settings.costly(plan.confirmation(line)[0].run.optimizer), **STEADY, **measured})
+            own = settings.costly(plan.confirmation(line)[0].run.optimizer) | {"quadratic_fraction": None}  # as of old
+            rows.append({"settings": own, **STEADY, **measured})
     (results / "bench").mkdir(parents=True)
     content = {"overrides": [], "machine": {"busy": False}, "rows": rows}
     (results / "bench" / "experiment-study-fp32-threads=1.json").write_text(json.dumps(content))
@@ -81,3 +82,9 @@ def test_costs_by_another_number_of_threads_do_where_there_are_none_by_the_runs(
     path.rename(path.with_name(path.name.replace("threads=1", "threads=2")))
     assert script.main(["--results", str(results)]) == 0
     assert "| as shipped | 1.050 |" in (results / "cost_study.md").read_text()
+
+
+def test_the_stored_benchmarks_are_found(script: ModuleType) -> None:
+    stored = script.read("cost_word", Path(__file__).parents[1] / "results")
+    assert len(stored.settings) == 3
+    assert not stored.missing

@@ -429,6 +429,8 @@ def test_a_benchmark_of_other_sizes_is_for_the_runs_that_have_them(tmp_path: Pat
     for hidden, more in ((8, ""), (7, "task.batch_size=3"), (7, "optimizer.clip=1"), (7, "task.gone=1")):
         bench(tmp_path, f"{name}{hidden}", overrides=[f"task.hidden={hidden}", *filter(None, [more])])
         assert column(drawn(path, tmp_path), "benched", "Adam", "x") == []
+    bench(tmp_path, f"{name}7-avx2", overrides=["task.hidden=7"])
+    assert column(drawn(path, tmp_path), "benched", "Adam", "x") == []
     bench(tmp_path, f"{name}7", overrides=["task.hidden=7"])
     assert column(drawn(path, tmp_path), "benched", "Adam", "x") == [5.0, 10.0]
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from tests.kfac import dense
 from tests.scripts import script
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -24,36 +26,47 @@ def layer() -> tuple[Any, list[Any]]:
     return gates.layer(problems.Language("sticky", 0), batches=1)
 
 
-def of_gate(whole: Any, fisher: torch.Tensor, one: int, other: int) -> torch.Tensor:
+def between(whole: Any, fisher: Tensor, one: int, other: int) -> Tensor:
     """Rows of gate `one` and columns of gate `other` of a matrix over column-stacked weights of all gates."""
     n, M = whole.A.shape[1], whole.G.shape[1]
-    index = [
-        [column * M + row for column in range(n) for row in range(M) if row // (M // 4) == g] for g in (one, other)
-    ]
-    return fisher[index[0]][:, index[1]]
+    rows, columns = ([c * M + r for c in range(n) for r in range(M) if r // (M // 4) == g] for g in (one, other))
+    return fisher[rows][:, columns]
 
 
 def test_what_is_exact_of_all_gates_is_exact_of_each(layer: tuple[Any, list[Any]]) -> None:
     whole, parts = layer
     assert len(parts) == 4
     for number, part in enumerate(parts):
-        torch.testing.assert_close(of_gate(whole, whole.fisher, number, number), part.fisher)
+        torch.testing.assert_close(between(whole, whole.fisher, number, number), part.fisher)
         torch.testing.assert_close(whole.A, part.A)
-    assert of_gate(whole, whole.fisher, 0, 2).norm() > 0.01 * whole.fisher.norm()
-
-
-def test_separate_gates_know_nothing_between_them(layer: tuple[Any, list[Any]]) -> None:
-    whole, parts = layer
-    fishers = [approximations.of_library("option1", part, 1e-3) for part in parts]
-    total = gates.assembled(whole, parts, fishers)
+    assert between(whole, whole.fisher, 0, 2).norm() > 0.01 * whole.fisher.norm()
+    inside = gates.within(whole, parts)
     for one in range(4):
         for other in range(4):
-            found = of_gate(whole, total, one, other)
-            assert torch.equal(found, fishers[one] if one == other else torch.zeros_like(found))
+            wanted = parts[one].fisher if one == other else torch.zeros_like(parts[one].fisher)
+            assert torch.equal(between(whole, inside, one, other), wanted)
 
 
-def test_gates_that_have_nothing_between_them_are_measured_alike(layer: tuple[Any, list[Any]]) -> None:
-    """With one gate there is no difference, and as much between gates as with F of separate ones: nothing."""
+@pytest.mark.parametrize("approximation", ["indep", "option1", "option2"])
+def test_separate_gates_share_one_balance_and_know_nothing_of_one_another(
+    layer: tuple[Any, list[Any]], approximation: str
+) -> None:
+    whole, parts = layer
+    fisher = gates.separate(approximation, whole, parts, 1e-3)
+    A0, A1 = (approximations.factor(whole.A, lag) for lag in (0, 1))
+    mean_G = torch.stack([approximations.factor(part.G, 0).diagonal().mean() for part in parts]).mean()
+    pi = (A0.diagonal().mean() / mean_G).sqrt().item()
+    for number, part in enumerate(parts):
+        G0, G1 = (approximations.factor(part.G, lag) for lag in (0, 1))
+        Z = torch.randn(len(G0), len(A0), dtype=torch.float64)
+        lengths = {len(whole.A): 1.0}
+        moved = dense.multiply(approximation, A0, A1, G0, G1, Z, lengths=lengths, damping=1e-3, pi=pi)
+        found = between(whole, fisher, number, number) @ moved.mT.flatten()
+        torch.testing.assert_close(found, Z.mT.flatten(), rtol=1e-6, atol=1e-8)
+        assert between(whole, fisher, number, (number + 1) % 4).norm() < 1e-9 * fisher.norm()
+
+
+def test_one_gate_alone_is_measured_alike_as_separate_and_as_joint(layer: tuple[Any, list[Any]]) -> None:
     _, (part, *_) = layer
     separate, joint = (
         {key: value for key, value in row.items() if key != "gates"}

@@ -110,8 +110,11 @@ def test_the_dnc_as_shipped() -> None:
 
 def test_joint_gates() -> None:
     said = table("bits per character, median (range)")
+    with (ROOT / "results" / "figures" / "gates_char.table.csv").open() as file:
+        ratios = {row["line"]: float(row["updates_ratio"]) for row in csv.DictReader(file)}
     ends = {}
     for line, cells in said.items():
+        assert cells[2] == f"{ratios[f'{line}, joint gates']:.2f}"
         for gates, cell in zip(("", ", joint gates"), cells[:2], strict=True):
             found = [mean(rows, 451, 500) / math.log(2) for rows in finished("gates_char", line + gates)]
             assert cell == f"{statistics.median(found):.3f} ({min(found):.3f}–{max(found):.3f})", line

@@ -158,7 +158,9 @@ class Block(ABC):
         after = copy.copy(self)
         after.is_logits = state["is_logits"]
         if shapes and shapes != after._shapes():
-            raise ValueError(f"the state is that of another model: {self.name} has factors {shapes} there")
+            raise ValueError(
+                f"the state is that of another model or other gates: {self.name} has factors {shapes} there"
+            )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.is_logits = state["is_logits"]

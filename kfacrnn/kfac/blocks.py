@@ -118,8 +118,10 @@ class LinearBlock(KroneckerBlock):
     def __init__(self, name: str, map: LinearMap, curvature: Curvature, names: Mapping[Tensor, str]):
         super().__init__(name, map, curvature, names)
         self.widths = [weight.shape[1] for weight in map.weights]
-        self.splits = {} if curvature.joint_gates and len(map.splits) > 1 else map.splits
-        self.rows = list(self.splits.values()) or [map.weights[0][map.rows].shape[0]]
+        out = map.weights[0][map.rows].shape[0]
+        is_joint = curvature.joint_gates and len(map.splits) > 1 and self._is_dense(out)
+        self.splits = {} if is_joint else map.splits
+        self.rows = list(self.splits.values()) or [out]
         self.columns = sum(self.widths) + bool(map.biases)
         self.dense_A = self._is_dense(self.columns)
 

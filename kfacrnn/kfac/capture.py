@@ -30,8 +30,8 @@ class LinearMap:
 
     `weights` are `[out, in_i]` and stand side by side along the input, W = [W_1 | W_2 | …]; every one of `biases`,
     `[out]`, is added to s_t (an LSTM has two). `splits` names consecutive row ranges of W, e.g. the four gates
-    `{"i": H, …}`: each is a Fisher block of its own and all share the same inputs. A map may consist of some `rows` of
-    its parameters alone; other maps then hold the others.
+    `{"i": H, …}`: each is a Fisher block of its own, unless gates are joint, and all share the same inputs. A map may
+    consist of some `rows` of its parameters alone; other maps then hold the others.
     """
 
     name: str

@@ -88,8 +88,8 @@ class KFAC(torch.optim.Optimizer):
     params          parameter groups as for any optimiser, to give parts of the model their own lr, momentum or weight
                     decay; default: every parameter. What is frozen now has to stay so
     gates           "separate": gates are blocks of their own, as in section 4; "joint": those that one map computes are
-                    one block, whose G has their correlations, and so are the parts of the DNC's interface. An LSTM's
-                    one G costs sixteen times as much to decompose as its four
+                    one block, whose G has their correlations, and so are the parts of the DNC's interface, unless it
+                    were larger than max_dense. An LSTM's one G costs sixteen times as much to decompose as its four
     max_dense       factors of a larger dimension are diagonal
     gamma_max       bound on γ and on 1/(1 − m_G m_A), see `fisher_inverse`
     compute_dtype, product_dtype

@@ -37,8 +37,8 @@ class Config:
         "largest share of the processes that hold any one inverse", above=0, at_most=1, scientific=False
     )
     gates: str | None = setting(
-        "separate: the gates of a layer are blocks of their own; joint: one block; null: separate",
-        choices=["separate", "joint"], later=True, costly=True,
+        "joint: the gates that one map computes are one Fisher block; null: blocks of their own",
+        choices=["joint"], later=True, costly=True,
     )  # fmt: skip
     max_dense: int = setting("factors of a larger dimension are diagonal", at_least=1, costly=True)
     decompositions: str = setting("precision of decompositions", choices=["auto", "fp32", "fp64"], costly=True)

@@ -124,8 +124,12 @@ def library_inverse(approximation: str, block: Block, damping: float) -> FisherI
 
 
 def of_library(approximation: str, block: Block, damping: float) -> Tensor:
-    """F̂ as the library has it: the inverse of `multiply`, written out column by column."""
-    inverse, size = library_inverse(approximation, block, damping), len(block.fisher)
+    return written_out(library_inverse(approximation, block, damping), block)
+
+
+def written_out(inverse: FisherInverse, block: Block) -> Tensor:
+    """F̂ as the library has it: the inverse of `multiply`, column by column."""
+    size = len(block.fisher)
     basis = torch.eye(size).to(block.fisher).view(size, block.A.shape[1], block.G.shape[1]).mT  # [n·m, m, n]
     fisher = torch.linalg.inv(torch.stack([inverse.multiply(Z).mT.flatten() for Z in basis], 1))
     return (fisher + fisher.mT) / 2

@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from fisher_study.approximations import mean_eigenvalue, of_library
+from fisher_study.approximations import factor, mean_eigenvalue, of_library, written_out
 from fisher_study.exact import Block, enumerate_scores, enumerated_block, mean_block
 from fisher_study.measures import kl_divergences, relative_spectrum
 from fisher_study.problems import Problem
+from kfacrnn.kfac.inversion import inversion
 from kfacrnn.kfac.maths import damped
 
 APPROXIMATIONS = ("indep", "option1", "option2")
@@ -30,14 +31,22 @@ def layer(problem: Problem, batches: int) -> tuple[Block, list[Block]]:
     return whole, [mean_block([*parts]) for parts in of_batches]
 
 
-def assembled(whole: Block, gates: list[Block], fishers: list[Tensor]) -> Tensor:
-    """`[n·M, n·M]` of all gates with those of each on its diagonal, and zeros between them."""
+def within(whole: Block, gates: list[Block]) -> Tensor:
+    """The exact Fisher `[n·M, n·M]` of all gates, with zeros between them."""
     n, M = whole.A.shape[1], whole.G.shape[1]
     total = whole.fisher.new_zeros(n, M, n, M)
     ends = accumulate((gate.G.shape[1] for gate in gates), initial=0)
-    for (first, last), fisher in zip(pairwise(ends), fishers, strict=True):
-        total[:, first:last, :, first:last] = fisher.view(n, last - first, n, last - first)
+    for (first, last), gate in zip(pairwise(ends), gates, strict=True):
+        total[:, first:last, :, first:last] = gate.fisher.view(n, last - first, n, last - first)
     return total.view(n * M, n * M)
+
+
+def separate(approximation: str, whole: Block, gates: list[Block], damping: float) -> Tensor:
+    """F̂ of a layer whose gates are blocks of their own: they have one A side, and one π."""
+    A0, A1 = (factor(whole.A, lag) for lag in (0, 1))
+    G0, G1 = ([factor(gate.G, lag) for gate in gates] for lag in (0, 1))
+    inverse = inversion(approximation, A0, A1, G0, G1, lengths=len(whole.A), damping=damping)()
+    return written_out(inverse, whole)
 
 
 def distances(whole: Block, gates: list[Block], damping: float) -> Iterator[dict[str, Any]]:
@@ -45,11 +54,10 @@ def distances(whole: Block, gates: list[Block], damping: float) -> Iterator[dict
     of V0, of all gates. `between` is ‖F between gates‖ / ‖F‖."""
     amount = damping * mean_eigenvalue(whole)
     exact = damped(whole.fisher, len(whole.A) * amount)
-    within = assembled(whole, gates, [gate.fisher for gate in gates])
-    between = ((whole.fisher - within).norm() / whole.fisher.norm()).item()
+    between = ((whole.fisher - within(whole, gates)).norm() / whole.fisher.norm()).item()
     for name in APPROXIMATIONS:
         found = {
-            "separate": assembled(whole, gates, [of_library(name, gate, amount) for gate in gates]),
+            "separate": separate(name, whole, gates, amount),
             "joint": of_library(name, whole, amount),
         }
         for how, fisher in found.items():

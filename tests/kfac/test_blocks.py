@@ -90,6 +90,15 @@ def test_joint_gates_are_one_block_with_their_correlations(approximation):
     assert block.coverage() == [Row("block", "p0", approximation, "A 3 · G 6")]
 
 
+def test_gates_that_would_be_too_large_together_stay_separate():
+    curvature = replace(CURVATURE, joint_gates=True, max_dense=5)
+    block, *_ = made(LinearMap("m", (parameter(6, 3),), (), {"one": 2, "two": 4}), curvature)
+    assert [(row.block, row.factors) for row in block.coverage()] == [
+        ("block.one", "A 3 · G 2"),
+        ("block.two", "A 3 · G 4"),
+    ]
+
+
 def test_joint_gates_say_which_rows_of_their_parameters_they_are():
     weight = parameter(9, 3)
     joint = replace(CURVATURE, joint_gates=True)
@@ -241,7 +250,7 @@ def test_a_block_restored_from_its_state_gives_the_same_direction_bit_for_bit(ma
 def test_the_state_of_a_block_of_other_sizes_is_refused_by_name():
     state = made(LinearMap("m", (parameter(3, 2),)))[0].state_dict(None)
     other, *_ = made(LinearMap("m", (parameter(3, 4),)))
-    with pytest.raises(ValueError, match="the state is that of another model: block has factors"):
+    with pytest.raises(ValueError, match="the state is that of another model or other gates: block has factors"):
         other.require_fitting(state)
 
 

@@ -380,12 +380,16 @@ def test_the_state_of_something_else_is_refused():
     state = optimizer.state_dict()
     for other, approximation, message in (
         (language_model(layers=3), "option1", "the state is that of another model: rnn.l2"),
-        (language_model(vocabulary=6), "option1", "the state is that of another model: embedding has factors"),
+        (
+            language_model(vocabulary=6),
+            "option1",
+            "the state is that of another model or other gates: embedding has factors",
+        ),
         (language_model(), "option2", "the state is that of option1, not of option2"),
     ):
         with pytest.raises(ValueError, match=message):
             KFAC(other, approximation, loss_scale=T).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"the state is that of another model: rnn\.l0 has factors"):
+    with pytest.raises(ValueError, match=r"the state is that of another model or other gates: rnn\.l0 has factors"):
         KFAC(language_model(), "option1", loss_scale=T, gates="joint").load_state_dict(state)
     other = language_model()
     groups = [{"params": [*part.parameters()]} for part in other.children()]
