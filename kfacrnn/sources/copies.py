@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kfacrnn import files
+from kfacrnn.cache import place
 from kfacrnn.files import write_atomic, write_json
 from kfacrnn.store import STATES, RunFolder, Store
 
@@ -117,4 +117,4 @@ def remove(folder: RunFolder) -> None:
 
 def cache(*parts: str) -> Store:
     """The store of the cache where such copies are."""
-    return Store(files.cache(*parts))
+    return Store(place(*parts))
