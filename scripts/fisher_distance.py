@@ -10,20 +10,17 @@ on one thread, and the Penn Treebank (KFACRNN_DATA).
 
 from __future__ import annotations
 
-import argparse
-import itertools
 import statistics
 import sys
 from pathlib import Path
 
 import torch
 from fisher_study import picture, report, training
+from fisher_study.arguments import parser_of_study, untrained
 from fisher_study.exact import exact_blocks
 from fisher_study.measures import Rows, distances, lags
-from fisher_study.problems import NAMES, Problem, problem
+from fisher_study.problems import NAMES, Problem
 from fisher_study.tables import write
-
-from kfacrnn.errors import UserError
 
 DAMPINGS = (1e-4, 1e-2, 1.0)  # in units of V0's mean eigenvalue; at a shorter T only the usual one
 FIGURES = Path("results/figures")
@@ -49,20 +46,14 @@ def measure(studied: Problem, name: str, seed: int, batches: int) -> tuple[Rows,
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description="Distance of the Fisher approximations from the exact Fisher.")
-    parser.add_argument("--problems", nargs="+", default=[*NAMES], choices=NAMES)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--batches", type=int, default=4, help="of 64 sequences, that x runs over (default: 4)")
+    parser = parser_of_study("Distance of the Fisher approximations from the exact Fisher.", NAMES)
     parser.add_argument(
         "--training-seeds", type=int, default=6, help="of K-FAC at equal settings (default: 6; 0: none)"
     )
     parser.add_argument("--out", type=Path, help="folder of all files (default: results and results/figures)")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    try:
-        models = {key: problem(*key) for key in itertools.product(arguments.problems, arguments.seeds)}
-    except UserError as error:
-        sys.exit(f"fisher_distance: {error}; or --problems without characters")
+    models = untrained("fisher_distance", arguments)
     parts = [measure(model, *key, arguments.batches) for key, model in models.items()]
     rows, lag_rows = ([row for part in parts for row in part[i]] for i in (0, 1))
     folder, figures = arguments.out or Path("results"), arguments.out or FIGURES

@@ -10,7 +10,6 @@ Penn Treebank (KFACRNN_DATA).
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import sys
@@ -20,12 +19,11 @@ from typing import Any
 
 import torch
 from fisher_study import gates
+from fisher_study.arguments import parser_of_study, untrained
 from fisher_study.measures import Rows
-from fisher_study.problems import CHAINS, Problem, problem
+from fisher_study.problems import CHAINS, Problem
 from fisher_study.report import STAGES, USUAL
 from fisher_study.tables import write
-
-from kfacrnn.errors import UserError
 
 PROBLEMS = (*CHAINS, "characters")
 COLUMNS = {"frobenius": "‖F̂ − F‖ / ‖F‖", "kl_approximate_exact": "KL(F̂⁻¹ ‖ F⁻¹)", "mu_max": "largest μ"}
@@ -71,17 +69,11 @@ def _cell(rows: Rows, approximation: str, column: str) -> str:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description="Joint and separate gates against the exact Fisher of a layer.")
-    parser.add_argument("--problems", nargs="+", default=[*PROBLEMS], choices=PROBLEMS)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--batches", type=int, default=4, help="of 64 sequences, that x runs over (default: 4)")
+    parser = parser_of_study("Joint and separate gates against the exact Fisher of a layer.", PROBLEMS)
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of both files (default: results)")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    try:
-        models = {key: problem(*key) for key in itertools.product(arguments.problems, arguments.seeds)}
-    except UserError as error:
-        sys.exit(f"fisher_gates: {error}; or --problems without characters")
+    models = untrained("fisher_gates", arguments)
     rows = [row for key, model in models.items() for row in measure(model, *key, arguments.batches)]
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = write(arguments.out / "fisher_gates.csv", rows)

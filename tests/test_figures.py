@@ -425,13 +425,14 @@ def test_a_benchmark_of_other_sizes_is_for_the_runs_that_have_them(tmp_path: Pat
     Path(path).write_text(Path(path).read_text().replace(f"[{', '.join(TINY)}]", sizes))
     store(confirmation(path, tmp_path, "Adam")[0], [4.0, 3.0], every=10, jobs=2)
     bench(tmp_path)
-    name = "step-cost-repeat_copy-fp32-threads=1-task.hidden="
-    for hidden, more in ((8, ""), (7, "task.batch_size=3"), (7, "optimizer.clip=1"), (7, "task.gone=1")):
-        bench(tmp_path, f"{name}{hidden}", overrides=[f"task.hidden={hidden}", *filter(None, [more])])
+    default = "step-cost-repeat_copy-fp32-threads=1"
+    for hidden, *more in ((8,), (7, "task.batch_size=3"), (7, "optimizer.clip=1"), (7, "task.gone=1")):
+        overrides = [f"task.hidden={hidden}", *more]
+        bench(tmp_path, "-".join([default, *overrides]), overrides=overrides)
         assert column(drawn(path, tmp_path), "benched", "Adam", "x") == []
-    bench(tmp_path, f"{name}7-avx2", overrides=["task.hidden=7"])
+    bench(tmp_path, f"{default}-task.hidden=7-avx2", overrides=["task.hidden=7"])
     assert column(drawn(path, tmp_path), "benched", "Adam", "x") == []
-    bench(tmp_path, f"{name}7", overrides=["task.hidden=7"])
+    bench(tmp_path, f"{default}-task.hidden=7", overrides=["task.hidden=7"])
     assert column(drawn(path, tmp_path), "benched", "Adam", "x") == [5.0, 10.0]
 
 
